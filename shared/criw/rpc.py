@@ -1,0 +1,257 @@
+"""gRPC over unix sockets: what every server does around a call, and how one agent calls another.
+
+Servers: errors become statuses here and nowhere else, each call is counted and timed, and a caller must be root, the
+process's own user, or in the socket's group. Clients wait for an agent that is restarting, within the deadline.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import betterproto2
+import grpclib.client
+import grpclib.server
+from grpclib.config import Configuration
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.protocol import H2Protocol
+
+from criw.errors import DeadlineExceeded, Fault, Unavailable, fault_of, fault_of_os_error, status_of
+from criw.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_CONNECT_PAUSE_S: Final = 0.02
+_SO_PEERGROUPS: Final = 59
+_WINDOW: Final = 16 * 1024 * 1024  # one reply of the kubelet's largest size without waiting for window updates
+_SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
+
+Q = TypeVar("Q", bound=betterproto2.Message)
+A = TypeVar("A", bound=betterproto2.Message)
+ServerStream = grpclib.server.Stream[Any, Any]
+
+
+class Servable(Protocol):
+    """A gRPC service: what the generated …Base classes are."""
+
+    def __mapping__(self) -> Mapping[str, Handler]: ...
+
+
+class Codec(CodecBase):
+    """Protobuf messages, and bytes that are serialised already: those pass as they are, in both directions."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: betterproto2.Message | bytes, message_type: type[betterproto2.Message | bytes]) -> bytes:
+        return message if isinstance(message, bytes) else bytes(message)
+
+    def decode(self, data: bytes, message_type: type[betterproto2.Message | bytes]) -> betterproto2.Message | bytes:
+        if issubclass(message_type, bytes):
+            return data
+        try:
+            return message_type.parse(data)
+        except Exception as err:  # betterproto2 raises many kinds for bytes that are no message
+            raise GRPCError(Status.INVALID_ARGUMENT, f"cannot read the request as a {message_type.__name__}") from err
+
+
+def serialized(path: str, request: type[Q], answer: Callable[[Q], Awaitable[bytes]]) -> Mapping[str, Handler]:
+    """A unary method whose reply is serialised already: replaces the generated entry of `path` in a `__mapping__`."""
+
+    async def handle(stream: ServerStream) -> None:
+        message = await stream.recv_message()
+        assert message is not None
+        await stream.send_message(await answer(message))
+
+    return {path: Handler(handle, Cardinality.UNARY_UNARY, request, bytes)}
+
+
+class InFlight:
+    """How many calls are being answered; a stopping process waits until it is none."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+
+class _Instrumented:
+    """A service whose every method is counted, timed and has its errors translated."""
+
+    def __init__(self, service: Servable, metrics: Metrics, in_flight: InFlight) -> None:
+        self._service = service
+        self._metrics = metrics
+        self._in_flight = in_flight
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        return {
+            path: Handler(self._around(path, entry.func), *entry[1:])
+            for path, entry in self._service.__mapping__().items()
+        }
+
+    def _around(
+        self, path: str, handle: Callable[[ServerStream], Awaitable[None]]
+    ) -> Callable[[ServerStream], Awaitable[None]]:
+        running = self._metrics.running.labels(path)
+        seconds = self._metrics.seconds.labels(path)
+
+        async def answer(stream: ServerStream) -> None:
+            started = time.perf_counter()
+            status = Status.CANCELLED
+            # A stream may last for ever: a stopping process does not wait for those.
+            waited_for = self._in_flight if not stream_of_replies(stream) else InFlight()
+            with running.track_inprogress(), waited_for:
+                try:
+                    await handle(stream)
+                    status = Status.OK
+                except asyncio.CancelledError:
+                    raise
+                except Exception as err:  # the boundary: each becomes a status
+                    answered = _as_status(err, path)
+                    status = answered.status
+                    raise answered from err
+                finally:
+                    self._metrics.calls.labels(path, status.name).inc()
+                    seconds.observe(time.perf_counter() - started)
+
+        return answer
+
+
+def stream_of_replies(stream: ServerStream) -> bool:
+    """Whether the call answers with a stream of messages."""
+    return bool(stream._cardinality.server_streaming)  # noqa: SLF001 — grpclib tells it in no other way
+
+
+def _as_status(err: Exception, path: str) -> GRPCError:
+    if isinstance(err, OSError):
+        err = fault_of_os_error(err) or err
+    if isinstance(err, GRPCError):
+        return err
+    if isinstance(err, Fault):
+        log.debug("call refused", extra={"method": path, "code": status_of(err).name, "error": str(err)})
+        return GRPCError(status_of(err), str(err))
+    if isinstance(err, StreamTerminatedError | ProtocolError):
+        return GRPCError(Status.CANCELLED, f"the client ended the call: {err}")
+    log.error("call failed", extra={"method": path}, exc_info=err)
+    return GRPCError(Status.INTERNAL, "internal error, see the log of the agent")
+
+
+class _CheckedProtocol(H2Protocol):
+    """Closes a connection whose peer may not use the socket, should the file's mode ever have let it in."""
+
+    allowed_group: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        if not may_use(peer, self.allowed_group):
+            log.warning("refused a peer that is neither root nor in the socket's group")
+            transport.close()
+
+
+def may_use(peer: socket.socket, group: int | None) -> bool:
+    """Whether the process at the other end is root, our own user, or in `group` (SO_PEERCRED, SO_PEERGROUPS)."""
+    _pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in {0, os.geteuid()}:
+        return True
+    if group is None:
+        return False
+    raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4096)
+    return group == gid or group in struct.unpack(f"{len(raw) // 4}i", raw)
+
+
+class Server(grpclib.server.Server):
+    """Serves on a listening unix socket. `group` may use it besides root."""
+
+    def __init__(self, services: Collection[Servable], metrics: Metrics, *, group: int | None) -> None:
+        self.in_flight = InFlight()
+        instrumented = [_Instrumented(service, metrics, self.in_flight) for service in services]
+        super().__init__(instrumented, codec=Codec(), config=_SETTINGS)
+        self._group = group
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        protocol.__class__ = _CheckedProtocol
+        assert isinstance(protocol, _CheckedProtocol)
+        protocol.allowed_group = self._group
+        return protocol
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait for the calls being answered, at most `limit_s`, then close every connection."""
+        try:
+            await asyncio.wait_for(self.in_flight.wait_idle(), limit_s)
+        except TimeoutError:
+            log.warning("stopping with calls still running", extra={"waited_s": limit_s})
+        self.close()
+        await self.wait_closed()
+
+
+class Channel(grpclib.client.Channel):
+    """A client's connection to one socket, which waits for the agent behind it to come (back) up.
+
+    How long is decided by the deadline of the call that wants the connection.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path=os.fspath(path), codec=Codec(), config=_SETTINGS)
+
+    async def _create_connection(self) -> H2Protocol:
+        while True:
+            try:
+                return await super()._create_connection()
+            except (ConnectionError, FileNotFoundError):
+                await asyncio.sleep(_CONNECT_PAUSE_S)
+
+
+async def call(
+    method: Callable[..., Awaitable[A]], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent"
+) -> A:
+    """Call an idempotent method of another agent through its generated stub; repeated if the agent dies meanwhile.
+
+    Raises the agent's own fault; Unavailable if it cannot be reached within `timeout_s`.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        left = until - time.monotonic()
+        try:
+            return await method(request, timeout=max(left, 0.001))
+        except GRPCError as err:
+            if err.status is not Status.UNAVAILABLE or left <= 0:
+                raise fault_of(err) from err
+        except TimeoutError as err:
+            raise Unavailable(f"cannot reach {agent} within {timeout_s:g} s; is it running?") from err
+        except (StreamTerminatedError, ConnectionError) as err:
+            if left <= 0:
+                raise Unavailable(f"cannot reach {agent}: the connection broke") from err
+        await asyncio.sleep(_CONNECT_PAUSE_S)
+
+
+async def watch(method: Callable[..., AsyncIterator[A]], request: Q, *, agent: str = "the agent") -> AsyncIterator[A]:
+    """The messages of a streaming method, its errors as faults. Not repeated when the agent dies: Unavailable."""
+    try:
+        async for message in method(request):
+            yield message
+    except GRPCError as err:
+        raise fault_of(err) from err
+    except TimeoutError as err:
+        raise DeadlineExceeded(f"cannot wait any longer for {agent}") from err
+    except (StreamTerminatedError, ConnectionError) as err:
+        raise Unavailable(f"cannot reach {agent}: the connection broke") from err

@@ -1,0 +1,195 @@
+"""One start function for every process: configuration, logging, socket, health, metrics, signals, drain, sd_notify."""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import gc
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import uvloop
+from aiohttp import web
+
+from criw import __version__, config, log
+from criw.config import AgentName, Config
+from criw.errors import FailedPrecondition, Fault
+from criw.health import HealthRpc, Readiness, http_app
+from criw.metrics import Metrics
+from criw.rpc import Servable, Server
+
+logger = logging.getLogger(__name__)
+EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
+_SD_FIRST_FD: Final = 3
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a process is given when it is built."""
+
+    config: Config
+    instance: int
+    metrics: Metrics
+
+
+Build: TypeAlias = Callable[[Context], AbstractAsyncContextManager[Collection[Servable]]]
+
+
+def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = None) -> None:
+    """Run one process of the crew until SIGTERM or SIGINT; never returns.
+
+    `build` opens stores and recovers state before the first call is taken, and closes what it opened afterwards.
+    Exit codes: 0 after a stop, 78 for a configuration or a directory it cannot use, 1 for everything else.
+    """
+    parser = argparse.ArgumentParser(prog=f"criw-{agent}", description=f"Criw's {agent} process, version {__version__}")
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {config.DEFAULT_PATH})")
+    parser.add_argument("--instance", type=int, default=0, help="number of this instance, where an agent has several")
+    parser.add_argument("--version", action="version", version=__version__)
+    options = parser.parse_args(argv)
+    try:
+        settings = config.load(options.config)
+        log.setup(f"criw-{agent}", level=settings.log_level, style=settings.log_format)
+        uvloop.run(_serve(agent, settings, options.instance, build))
+    except Fault as err:
+        print(f"criw-{agent}: {err}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except OSError as err:
+        print(f"criw-{agent}: cannot start: {err}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+async def _serve(agent: AgentName, settings: Config, instance: int, build: Build) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics = Metrics(agent)
+    readiness = Readiness()
+    group = _group_id(settings.group)
+    for directory in (settings.run, settings.run_dir(agent)):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    settings.state_dir(agent).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _only_one(settings, agent, instance):
+        async with (
+            _http_endpoint(agent, settings, instance, readiness, metrics),
+            build(Context(settings, instance, metrics)) as services,
+        ):
+            names = {path.split("/")[1] for service in services for path in service.__mapping__()}
+            server = Server([*services, HealthRpc(readiness, names)], metrics, group=group)
+            path = settings.socket(agent, instance)
+            with _listening(path, group) as listener:
+                await server.start(sock=listener)
+                gc.collect()
+                gc.freeze()  # what was imported stays: no collection need walk it again
+                await readiness.set(ready=True)
+                sd_notify("READY=1")
+                logger.info("ready", extra={"socket": os.fspath(path), "version": __version__})
+                async with asyncio.TaskGroup() as tasks:
+                    watchdog = tasks.create_task(_feed_watchdog(), name="watchdog")
+                    await stop.wait()
+                    watchdog.cancel()
+                sd_notify("STOPPING=1")
+                await readiness.set(ready=False)
+            await server.drain(settings.drain_timeout_s)
+    logger.info("stopped")
+
+
+def _group_id(name: str) -> int | None:
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError as err:
+        raise FailedPrecondition(f"cannot give the sockets to group {name}: there is no such group; make it") from err
+
+
+@contextlib.contextmanager
+def _only_one(settings: Config, agent: AgentName, instance: int) -> Iterator[None]:
+    """Hold the state directory: two processes on one would undo each other's work."""
+    lock = settings.state_dir(agent) / f"{instance}.lock"
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            file.seek(0)
+            raise FailedPrecondition(
+                f"cannot use {lock.parent}: another criw-{agent} (pid {file.read().strip() or 'unknown'}) is using it; "
+                "stop that one, or set root and run to other directories"
+            ) from err
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _listening(path: Path, group: int | None) -> Iterator[socket.socket]:
+    """The listening socket: systemd's if it handed one over, else one of our own at `path`, mode 0660."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        with socket.socket(fileno=_SD_FIRST_FD) as handed:
+            handed.setblocking(False)
+            yield handed
+        return
+    path.unlink(missing_ok=True)  # of a process that was killed: we hold its lock
+    with socket.socket(socket.AF_UNIX) as own:
+        previous = os.umask(0o117)
+        try:
+            own.bind(os.fspath(path))
+        finally:
+            os.umask(previous)
+        if group is not None:
+            os.chown(path, -1, group)
+        own.listen(128)
+        own.setblocking(False)
+        try:
+            yield own
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _http_endpoint(
+    agent: AgentName, settings: Config, instance: int, readiness: Readiness, metrics: Metrics
+) -> AsyncIterator[None]:
+    host, port = settings.http_address(agent, instance)
+    runner = web.AppRunner(http_app(agent, readiness, metrics.registry), access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as err:
+            raise FailedPrecondition(
+                f"cannot listen on {host}:{port} for health and metrics: {os.strerror(err.errno or 0)}; "
+                f"set http in [{agent}] to another address"
+            ) from err
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def sd_notify(state: str) -> None:
+    """Tell systemd (or `criwctl up`) our state: sd_notify(3). Nothing happens where nobody listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        try:
+            notify.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+        except OSError as err:
+            logger.warning("cannot notify the service manager", extra={"state": state, "error": str(err)})
+
+
+async def _feed_watchdog() -> None:
+    interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+    while interval_us:
+        sd_notify("WATCHDOG=1")
+        await asyncio.sleep(interval_us / 2_000_000)

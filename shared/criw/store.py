@@ -1,0 +1,151 @@
+"""The state of one agent: pydantic models as JSON documents by kind and id, in one SQLite database (WAL).
+
+A database belongs to one agent (several image agents share theirs); no other reads it. Every change is one
+transaction. Crash safety is this: `commit()` returns after the transaction is in the write-ahead log, which a killed
+process cannot lose. All SQLite work happens in one thread per store, off the event loop.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from criw.errors import AlreadyExists, DataLoss, ResourceExhausted
+
+SCHEMA_VERSION: Final = 1
+_BUSY_TIMEOUT_S: Final = 10.0
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS record (
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID
+"""
+
+
+class Record(BaseModel):
+    """A document in the store. Subclasses set `kind`; unknown fields are refused when it is read again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str]
+    id: str
+
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+class Store:
+    """Use `open_store()`; an instance is good until that block is left."""
+
+    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._database = database
+        self._thread = thread
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        # Shielded: a cancelled caller must not be told "cancelled" about a transaction that then commits halfway
+        # through its own cleanup. The thread runs one piece at a time, in order.
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(future)
+        except sqlite3.OperationalError as err:
+            if "full" in str(err):
+                raise ResourceExhausted(
+                    "cannot save state: no space left on the device; free some and try again"
+                ) from err
+            raise
+
+    async def get(self, kind: type[R], record_id: str) -> R | None:
+        """The record, or None."""
+
+        def read() -> str | None:
+            row = self._database.execute(
+                "SELECT document FROM record WHERE kind = ? AND id = ?", (kind.kind, record_id)
+            ).fetchone()
+            return None if row is None else str(row[0])
+
+        document = await self._run(read)
+        return None if document is None else _load(kind, record_id, document)
+
+    async def all(self, kind: type[R]) -> list[R]:
+        """All records of a kind, by id."""
+
+        def read() -> list[tuple[str, str]]:
+            return self._database.execute(
+                "SELECT id, document FROM record WHERE kind = ? ORDER BY id", (kind.kind,)
+            ).fetchall()
+
+        return [_load(kind, record_id, document) for record_id, document in await self._run(read)]
+
+    async def commit(
+        self, *, put: Sequence[Record] = (), delete: Sequence[Record] = (), create: Sequence[Record] = ()
+    ) -> None:
+        """Change several records in one transaction: `delete`, then `create` (must be new), then `put` (new or not).
+
+        Deleting what is not there is a success. Raises AlreadyExists, changing nothing, if one to create exists.
+        """
+        rows = [(type(r).kind, r.id, r.model_dump_json()) for r in put]
+        fresh = [(type(r).kind, r.id, r.model_dump_json()) for r in create]
+        gone = [(type(r).kind, r.id) for r in delete]
+
+        def write() -> None:
+            with self._database:  # commits, or rolls back on an exception
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany("DELETE FROM record WHERE kind = ? AND id = ?", gone)
+                for row in fresh:
+                    try:
+                        self._database.execute("INSERT INTO record VALUES (?, ?, ?)", row)
+                    except sqlite3.IntegrityError as err:
+                        raise AlreadyExists(f"cannot create {row[0]} {row[1]}: it exists") from err
+                self._database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", rows)
+
+        await self._run(write)
+
+    async def put(self, *records: Record) -> None:
+        """Save records, new or not, in one transaction."""
+        await self.commit(put=records)
+
+    async def delete(self, *records: Record) -> None:
+        """Delete records in one transaction; those not there are no error."""
+        await self.commit(delete=records)
+
+
+def _load(kind: type[R], record_id: str, document: str) -> R:
+    try:
+        return kind.model_validate_json(document)
+    except ValidationError as err:
+        raise DataLoss(f"cannot read {kind.kind} {record_id} from the store: {err}") from err
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA journal_mode = WAL")
+    # Safe against a killed process; a power failure may lose the last transactions, and the pods with them.
+    database.execute("PRAGMA synchronous = NORMAL")
+    found = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if found > SCHEMA_VERSION:
+        database.close()
+        raise DataLoss(f"cannot use {path}: it was written by a newer Criw (schema {found}); upgrade this agent")
+    database.execute(_SCHEMA)
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return database
+
+
+@contextlib.asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    """Open the database at `path`, making it if needed. Its directory must exist.
+
+    Raises DataLoss if the file was written by a newer version.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="store") as thread:
+        database = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+        try:
+            yield Store(database, thread)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(thread, database.close)

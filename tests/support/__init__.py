@@ -1,0 +1,1 @@
+"""What several test packages need: a crew of one's own, a registry with images, a look at the host."""

@@ -1,0 +1,65 @@
+"""What a crew has left on the host: a list of findings, empty when it is as it was before."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from criw.kernel import mounts_below
+from support.crew import Crew
+
+
+def processes(crew: Crew) -> list[str]:
+    """Living processes that were started with a path of the crew (conmon, the runtime, agents); zombies are gone."""
+    mark = os.fsencode(crew.directory)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if mark in command:
+            found.append(f"process {entry.name}: {command.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
+    return found
+
+
+def mounts(crew: Crew) -> list[str]:
+    return [f"mount {point}" for point in mounts_below(crew.directory)]
+
+
+def cgroups(crew: Crew) -> list[str]:
+    """Cgroups below the crew's parent, in every hierarchy (v1) or the one (v2)."""
+    name = crew.cgroup_parent.lstrip("/")
+    roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    return [f"cgroup {root / name}" for root in roots if (root / name).is_dir()]
+
+
+def links(crew: Crew) -> list[str]:
+    """The crew's bridge and what hangs on it."""
+    bridge = crew.config.network.bridge
+    found = []
+    for link in Path("/sys/class/net").iterdir():
+        master = link / "master"
+        if link.name == bridge or (master.is_symlink() and master.readlink().name == bridge):
+            found.append(f"link {link.name}")
+    return found
+
+
+def rules(crew: Crew) -> list[str]:
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return [f"nftables {line}" for line in tables.splitlines() if crew.config.network.bridge in line]
+
+
+def files(crew: Crew) -> list[str]:
+    """State that belongs to a pod, a container or an image. Locks, databases and empty directories may stay."""
+    kept = (".lock", ".db", ".db-wal", ".db-shm", ".sock")
+    found = []
+    for root in (crew.config.root, crew.config.run):
+        found += [f"file {path}" for path in root.rglob("*") if not path.is_dir() and not path.name.endswith(kept)]
+    return found
+
+
+def contents(crew: Crew) -> list[str]:
+    """Everything above; images are expected to have been removed by the test that pulled them."""
+    return [*processes(crew), *mounts(crew), *cgroups(crew), *links(crew), *rules(crew), *files(crew)]
