@@ -1,0 +1,78 @@
+"""The live instances of an agent, and which of them takes the next call."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grpclib.client import Channel
+from grpclib.config import Configuration
+
+from criw.errors import Unavailable
+from criw.rpc import Codec
+
+_PAUSE_S: Final = 0.02
+_LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline
+_WINDOW: Final = 16 * 1024 * 1024
+_SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
+
+
+@dataclass
+class Instance:
+    """A connection to one socket. `running` counts the calls it is answering for us."""
+
+    channel: Channel
+    running: int = 0
+    taken: int = 0
+
+    @contextmanager
+    def busy(self) -> Iterator[Channel]:
+        self.running += 1
+        self.taken += 1
+        try:
+            yield self.channel
+        finally:
+            self.running -= 1
+
+
+class Instances:
+    """The instances of one agent: every socket in its directory that somebody listens on."""
+
+    def __init__(self, agent: str, directory: Path) -> None:
+        self._agent = agent
+        self._directory = directory
+        self._known: dict[Path, Instance] = {}
+
+    async def connected(self, *, until: float | None) -> Instance:
+        """The least busy instance, connected. Waits for one that is restarting, until the monotonic time `until`.
+
+        Raises Unavailable when none comes (back) up in time.
+        """
+        limit = time.monotonic() + _LONGEST_WAIT_S if until is None else until
+        while True:
+            for instance in self._by_load():
+                try:
+                    await instance.channel.__connect__()
+                except (ConnectionError, FileNotFoundError):
+                    continue
+                return instance
+            if time.monotonic() >= limit:
+                raise Unavailable(f"cannot reach criw-{self._agent} in {self._directory}; is it running?")
+            await asyncio.sleep(_PAUSE_S)
+
+    def _by_load(self) -> list[Instance]:
+        there = set(self._directory.glob("*.sock"))
+        for path in [path for path in self._known if path not in there]:
+            if not self._known[path].running:
+                self._known.pop(path).channel.close()
+        for path in there - self._known.keys():
+            self._known[path] = Instance(Channel(path=str(path), codec=Codec(), config=_SETTINGS))
+        alive = [self._known[path] for path in sorted(there)]
+        return sorted(alive, key=lambda instance: (instance.running, instance.taken))
+
+    def close(self) -> None:
+        for instance in self._known.values():
+            instance.channel.close()

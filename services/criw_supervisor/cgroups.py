@@ -1,0 +1,179 @@
+"""Control groups: where they are mounted, making and removing a pod's, and what is in them.
+
+The OCI runtime makes and configures the container's cgroup; the pod's above it is ours when the request named none.
+Version 2 is one hierarchy at /sys/fs/cgroup; version 1, hybrid included, is one for each controller (cgroups(7)).
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from criw.errors import InvalidArgument, Unavailable
+from criw.kernel import suppress_errno
+
+ROOT: Final = Path("/sys/fs/cgroup")
+_BUSY_LIMIT_S: Final = 5.0
+_BUSY_PAUSE_S: Final = 0.005
+_V1_CONTROLLERS: Final = frozenset(
+    {"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
+     "hugetlb", "rdma", "misc"}
+)  # fmt: skip
+
+
+def check_parent(path: str) -> str:
+    """A pod's cgroup as requested, normalised to an absolute path. Raises InvalidArgument."""
+    if path.endswith(".slice"):
+        raise InvalidArgument(
+            f"cannot use cgroup parent {path}: this runtime uses the cgroupfs driver; give a path, or let the kubelet "
+            "take the driver from RuntimeConfig"
+        )
+    parts = [part for part in path.split("/") if part]
+    if ".." in parts or "." in parts:
+        raise InvalidArgument(f"cannot use cgroup parent {path}: it must not contain . or ..")
+    return "/" + "/".join(parts)
+
+
+class Cgroups:
+    """The host's hierarchies."""
+
+    def __init__(self) -> None:
+        self.controllers: dict[str, Path] = {}  # v1: controller -> mount point
+        self.v2 = False
+        hierarchies: set[Path] = set()
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            kind, _source, options = after.split(" ", 2)
+            point = Path(before.split(" ")[4])
+            if not point.is_relative_to(ROOT):
+                continue
+            if kind == "cgroup2":
+                self.v2 = self.v2 or point == ROOT
+                hierarchies.add(point)
+            elif kind == "cgroup":
+                hierarchies.add(point)
+                for name in _V1_CONTROLLERS & set(options.split(",")):
+                    self.controllers[name] = point
+        self._hierarchies = sorted(hierarchies)
+
+    @property
+    def version(self) -> int:
+        return 2 if self.v2 else 1
+
+    def directory(self, controller: str, cgroup: str) -> Path | None:
+        """The directory of a cgroup in the hierarchy of a controller; None if the host does not have it."""
+        mounted = ROOT if self.v2 else self.controllers.get(controller)
+        return None if mounted is None else mounted / cgroup.lstrip("/")
+
+    def exists(self, cgroup: str) -> bool:
+        """Whether any hierarchy has the cgroup."""
+        return any((root / cgroup.lstrip("/")).is_dir() for root in self._hierarchies)
+
+    def children(self, cgroup: str) -> set[str]:
+        """Names of the cgroups directly below, in any hierarchy."""
+        found: set[str] = set()
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            if directory.is_dir():
+                found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
+        return found
+
+    def create(self, cgroup: str) -> None:
+        """Make a cgroup in every hierarchy that lacks it."""
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            while not directory.is_dir():
+                with contextlib.suppress(FileNotFoundError, FileExistsError):  # the parent came or went meanwhile
+                    directory.mkdir(parents=True)
+                if not self.v2 and root == self.controllers.get("cpuset"):
+                    _inherit_cpuset(root, directory)
+
+    def remove(self, cgroup: str, *, upto: str) -> None:
+        """Remove a cgroup with its (empty) children, then its parents up to and with `upto` where they are empty.
+
+        Raises Unavailable if processes stay in it.
+        """
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            if directory.is_dir():
+                for below, _, _ in os.walk(directory, topdown=False):
+                    _rmdir(Path(below))
+            top = root / upto.lstrip("/")
+            parent = directory.parent
+            while parent != root and parent.is_relative_to(top):
+                with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+                    parent.rmdir()
+                parent = parent.parent
+
+    def remove_empty(self, cgroup: str) -> None:
+        """Remove a cgroup where nothing is in it."""
+        for root in self._hierarchies:
+            with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+                (root / cgroup.lstrip("/")).rmdir()
+
+    def processes(self, cgroup: str) -> set[int]:
+        """Processes in the cgroup and below it, in any hierarchy."""
+        found: set[int] = set()
+        for root in self._hierarchies:
+            for below, _, _ in os.walk(root / cgroup.lstrip("/")):
+                with suppress_errno(errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                    found.update(int(pid) for pid in (Path(below) / "cgroup.procs").read_text().split())
+        return found
+
+    def kill(self, cgroup: str) -> None:
+        """SIGKILL everything in the cgroup until nothing is left. Raises Unavailable after some seconds."""
+        until = time.monotonic() + _BUSY_LIMIT_S
+        while pids := self.processes(cgroup):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > until:
+                raise Unavailable(f"cannot kill the processes {sorted(pids)} of cgroup {cgroup}; try again")
+            time.sleep(_BUSY_PAUSE_S)
+
+    def oom_kills(self, cgroup: str) -> int:
+        """How many processes of the cgroup the kernel has killed for want of memory."""
+        directory = self.directory("memory", cgroup)
+        if directory is None:
+            return 0
+        return flat_keyed(directory / ("memory.events" if self.v2 else "memory.oom_control")).get("oom_kill", 0)
+
+
+def _inherit_cpuset(root: Path, directory: Path) -> None:
+    """A v1 cpuset takes no process until it has CPUs and memory nodes: give it its parents'."""
+    for parent in [*reversed(directory.relative_to(root).parents), directory.relative_to(root)]:
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            here = root / parent / name
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; made again by the caller's loop
+                if parent != Path() and not here.read_text().strip():
+                    here.write_text((root / parent).parent.joinpath(name).read_text())
+
+
+def _rmdir(directory: Path) -> None:
+    """Remove one cgroup; it stays busy for a moment after its last process died."""
+    until = time.monotonic() + _BUSY_LIMIT_S
+    while True:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            if time.monotonic() > until:
+                raise Unavailable(f"cannot remove cgroup {directory}: processes are in it; try again") from err
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
+
+
+def flat_keyed(path: Path) -> dict[str, int]:
+    """A file of "key number" lines; empty if there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except (FileNotFoundError, OSError):
+        return {}
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdecimal()}

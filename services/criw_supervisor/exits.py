@@ -1,0 +1,50 @@
+"""Learning that containers have ended: conmon leaves the exit code in a file named after the container."""
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from criw.ids import is_id
+from criw.inotify import IN_MOVED_TO, IN_Q_OVERFLOW, Inotify
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How and when a container's first process ended; the code is 128 + the signal for one that was killed."""
+
+    container_id: str
+    code: int
+    at_ns: int
+
+
+def read_exit(directory: Path, container_id: str) -> Exit | None:
+    """The exit conmon recorded; None if the container has not ended (or conmon died before it)."""
+    path = directory / container_id
+    try:
+        return Exit(container_id, int(path.read_text()), path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+async def exits(directory: Path) -> AsyncIterator[Exit]:
+    """Every exit: those recorded already, then each as it happens, for ever. One may come twice."""
+    with Inotify() as inotify:
+        inotify.watch(directory, IN_MOVED_TO)  # conmon renames the finished file into place
+        names = _recorded(directory)
+        while True:
+            for name in names:
+                if (found := read_exit(directory, name)) is not None:
+                    yield found
+            event = await inotify.next()
+            if event.mask & IN_Q_OVERFLOW:
+                log.warning("many containers ended at once; reading all exit files again")
+                names = _recorded(directory)
+            else:
+                names = [event.name]
+
+
+def _recorded(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if is_id(path.name)]  # not the drafts conmon renames

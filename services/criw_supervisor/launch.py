@@ -1,0 +1,99 @@
+"""Bringing a container's process up to the point where it waits to be started, and taking all of it away again.
+
+Used for the containers of the CRI and for a pod's infra container alike. A bundle is the directory the OCI runtime
+reads: config.json, and conmon's pid files and sockets.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from criw.errors import Failed
+from criw_proto.runtime.v1 import ContainerConfig
+from criw_supervisor import processes
+from criw_supervisor.cgroups import Cgroups
+from criw_supervisor.runtime import Handler, Launch
+from criw_supervisor.state import Places
+
+JsonObject = dict[str, object]
+LOG_DIRECTORY_MODE: Final = 0o755
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The waiting process."""
+
+    pid: int
+    pid_started: int
+
+
+async def launch(
+    handler: Handler, places: Places, container_id: str, document: JsonObject, *, config: ContainerConfig, log_path: str
+) -> Launched:
+    """Write the bundle and create the container. What was made stays until `take_away`. Raises Failed."""
+    bundle = places.bundle(container_id)
+    await asyncio.to_thread(_write_bundle, bundle, document, log_path)
+    pid = await handler.create(
+        Launch(
+            container_id=container_id,
+            name=config.metadata.name if config.metadata else container_id,
+            bundle=bundle,
+            log_path=log_path,
+            exit_dir=places.exits,
+            terminal=config.tty,
+            stdin=config.stdin,
+            stdin_once=config.stdin_once,
+        )
+    )
+    started = processes.start_time(pid)
+    if not started:
+        raise Failed(f"cannot create container {container_id}: its process ended before it was started")
+    return Launched(pid, started)
+
+
+def _write_bundle(bundle: Path, document: JsonObject, log_path: str) -> None:
+    bundle.mkdir(parents=True)
+    bundle.chmod(0o700)
+    (bundle / "config.json").write_text(json.dumps(document), encoding="utf-8", errors="surrogateescape")
+    if log_path:
+        Path(log_path).parent.mkdir(mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
+
+
+async def take_away(
+    handler: Handler, cgroups: Cgroups, places: Places, container_id: str, cgroup: str, *, ended: bool
+) -> None:
+    """Kill what is left of a container and remove everything of it but its log. Repeating it is a success.
+
+    `ended` says that its exit was recorded, so that no conmon nor runtime can be working on it any more.
+    """
+    if not ended:
+        await asyncio.to_thread(_kill_makers, places.bundle(container_id))
+    await asyncio.to_thread(cgroups.kill, cgroup)
+    await handler.delete(container_id, force=True)
+    await asyncio.to_thread(_remove_rest, handler, cgroups, places, container_id, cgroup)
+
+
+def _kill_makers(bundle: Path) -> None:
+    """Kill conmon and the runtime that work on a bundle, also ones whose pid files were never written.
+
+    They go first: conmon would write an exit file for what is being forgotten.
+    """
+    mark = os.fspath(bundle)
+    for pid in processes.pids():
+        started = processes.start_time(pid)
+        if started and mark in processes.command_line(pid):
+            processes.send_signal(pid, started, signal.SIGKILL)
+
+
+def _remove_rest(handler: Handler, cgroups: Cgroups, places: Places, container_id: str, cgroup: str) -> None:
+    cgroups.remove(cgroup, upto=cgroup)
+    shutil.rmtree(handler.root / container_id, ignore_errors=True)
+    (places.exits / container_id).unlink(missing_ok=True)
+    bundle = places.bundle(container_id)
+    if bundle.exists():
+        shutil.rmtree(bundle)

@@ -1,0 +1,66 @@
+"""Making conmon write a container's log to a new file at the same path, after the kubelet has renamed the old one."""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from criw.errors import FailedPrecondition, Unavailable
+from criw.inotify import IN_MOVED_TO, Inotify
+from criw_supervisor.pod import Container
+from criw_supervisor.records import ContainerState
+
+_REOPEN: Final = b"2 0 0\n"  # conmon's control message: type 2, two numbers it does not use
+_LIMIT_S: Final = 10.0
+
+
+async def reopen(container: Container) -> None:
+    """Ask conmon to open the log anew; returns once the file is there.
+
+    Raises FailedPrecondition if the container does not run or has no log, Unavailable if conmon does not answer.
+    """
+    if container.record.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(
+            f"cannot reopen the log of container {container.id}: it is {container.record.state}, not running"
+        )
+    if not container.record.log_path:
+        raise FailedPrecondition(f"cannot reopen the log of container {container.id}: it was created without one")
+    path = Path(container.record.log_path)
+    if await asyncio.to_thread(_is_open, container, path):
+        return  # nobody renamed it; conmon would replace it with an empty one
+    with Inotify() as inotify:
+        inotify.watch(path.parent, IN_MOVED_TO)  # conmon makes the file beside it and renames it into place
+        await asyncio.to_thread(_tell, container)
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                while (await inotify.next()).name != path.name:
+                    pass
+        except TimeoutError as err:
+            raise Unavailable(f"cannot reopen the log of container {container.id}: its conmon does not answer") from err
+
+
+def _is_open(container: Container, path: Path) -> bool:
+    """Whether conmon writes to the file that has this path now."""
+    try:
+        log = path.stat()
+        conmon = int((container.bundle / "conmon.pid").read_text())
+        opened = [entry.stat() for entry in Path(f"/proc/{conmon}/fd").iterdir() if entry.exists()]
+    except FileNotFoundError:
+        return False
+    return any((one.st_dev, one.st_ino) == (log.st_dev, log.st_ino) for one in opened)
+
+
+def _tell(container: Container) -> None:
+    try:
+        fd = os.open(container.bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno in {errno.ENXIO, errno.ENOENT}:
+            raise FailedPrecondition(
+                f"cannot reopen the log of container {container.id}: its conmon has ended"
+            ) from err
+        raise
+    try:
+        os.write(fd, _REOPEN)
+    finally:
+        os.close(fd)

@@ -1,0 +1,125 @@
+"""Processes of containers: naming one for sure, signalling it, and reaping those that were left to us."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from criw.kernel import prctl
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_REAP_INTERVAL_S: Final = 10.0
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 if there is none or only a zombie (proc(5), stat)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def send_signal(pid: int, started: int, number: int) -> bool:
+    """Signal the process that had this pid at this start time. False if it is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if start_time(pid) != started:  # checked while the pidfd holds whatever has the pid now
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL every process of a session: an exec'd command and what it started."""
+    while True:
+        alive = [pid for pid in pids() if _session(pid) == session]
+        if not alive:
+            return
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _session(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return -1 if fields[0] in {"Z", "X"} else int(fields[3])
+
+
+def pids() -> list[int]:
+    """All processes of the host."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def command_line(pid: int) -> list[str]:
+    """A process's arguments; empty when it is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def become_subreaper() -> None:
+    """Have orphans below us given to us instead of to PID 1: the only way to learn a detached exec's exit code."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def wait_adopted(pid: int) -> int:
+    """Wait for a process that was left to us, reap it, and return its exit code (128 + signal when it was killed)."""
+    loop = asyncio.get_running_loop()
+    fd = os.pidfd_open(pid)
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        loop.add_reader(fd, _finish, ended)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(fd)
+        result = os.waitid(os.P_PIDFD, fd, os.WEXITED)  # noqa: ASYNC222 — it has ended: this does not wait
+    finally:
+        os.close(fd)
+    assert result is not None
+    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
+
+
+def _zombie_children() -> set[int]:
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.update(int(pid) for pid in (thread / "children").read_text().split())
+    return {pid for pid in found if start_time(pid) == 0}
+
+
+async def reap_strays() -> None:
+    """Reap, for ever, the zombies nobody awaits: conmons, and what runtimes left behind.
+
+    A zombie that somebody awaits is gone within milliseconds, so one that is seen twice belongs to nobody.
+    """
+    seen: set[int] = set()
+    while True:
+        await asyncio.sleep(_REAP_INTERVAL_S)
+        zombies = await asyncio.to_thread(_zombie_children)
+        for pid in zombies & seen:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 — WNOHANG
+        seen = zombies - seen
