@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -29,6 +30,7 @@ DEFAULT_PATH: Final = Path("/etc/criw/criw.toml")
 AgentName: TypeAlias = Literal["cri", "image", "storage", "network", "supervisor"]
 AGENTS: Final[tuple[AgentName, ...]] = ("storage", "network", "image", "supervisor", "cri")  # in starting order
 _ENV_PREFIX: Final = "CRIW_"
+_RUN_LIMIT: Final = 80  # a unix socket's path has at most 107: unix(7)
 _NOT_KEYS: Final = frozenset({"CRIW_CONFIG"})
 
 
@@ -152,6 +154,14 @@ class SupervisorSection(AgentSection):
             raise ValueError("must begin with / and have no ..")
         return value
 
+    @field_validator("default_runtime")
+    @classmethod
+    def _known(cls, value: str, others: ValidationInfo) -> str:
+        known = others.data.get("runtimes", {value: None})  # not there if it is wrong itself
+        if value and value not in known:
+            raise ValueError(f"there is no runtime {value}; configured are {', '.join(known)}")
+        return value
+
 
 class Config(Section):
     """Everything. `root` survives a reboot, `run` does not."""
@@ -174,6 +184,13 @@ class Config(Section):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return _absolute(value)
+
+    @field_validator("run")
+    @classmethod
+    def _short(cls, value: Path) -> Path:
+        if len(os.fsencode(value)) > _RUN_LIMIT:
+            raise ValueError(f"is longer than {_RUN_LIMIT} bytes, so that sockets in it could not be opened")
+        return value
 
     def agent(self, name: AgentName) -> AgentSection:
         """The section of one process."""

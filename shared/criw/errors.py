@@ -78,8 +78,8 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def status_of(fault: Fault) -> Status:
-    """The gRPC status of a fault."""
-    return STATUS[type(fault)]
+    """The gRPC status of a fault, or of the one it is a special case of."""
+    return next((STATUS[kind] for kind in type(fault).__mro__ if kind in STATUS), Status.UNKNOWN)
 
 
 def fault_of(err: GRPCError) -> Fault:

@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from criw import __version__
+from criw.errors import NotFound
 from criw_proto.grpc.health.v1 import (
     HealthBase,
     HealthCheckRequest,
     HealthCheckResponse,
     HealthCheckResponseServingStatus,
 )
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-
-from criw import __version__
-from criw.errors import NotFound
 
 _STATUS: Final = HealthCheckResponseServingStatus
 

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -27,6 +29,10 @@ MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MS_SHARED: Final = 1 << 20
 MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_CHILD_SUBREAPER: Final = 36
 
 CLONE_FS: Final = 0x200
 CLONE_NEWNS: Final = 0x20000
@@ -34,6 +40,26 @@ CLONE_NEWUTS: Final = 0x4000000
 CLONE_NEWIPC: Final = 0x8000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
+
+# The same numbers on every architecture.
+_SYS_MOVE_MOUNT: Final = 429
+_SYS_FSOPEN: Final = 430
+_SYS_FSCONFIG: Final = 431
+_SYS_FSMOUNT: Final = 432
+_SYS_OPENAT2: Final = 437
+
+_RESOLVE_NO_XDEV: Final = 0x1
+_RESOLVE_NO_SYMLINKS: Final = 0x4
+_RESOLVE_BENEATH: Final = 0x8
+_RESOLVE_IN_ROOT: Final = 0x10
+_FSOPEN_CLOEXEC: Final = 1
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_FSMOUNT_CLOEXEC: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_AT_FDCWD: Final = -100
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and backslashes: proc(5)
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -64,6 +90,43 @@ def umount2(target: str | os.PathLike[str], *, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def fsopen(fstype: str) -> int:
+    """fsopen(2): a file system about to be configured; its descriptor. ENOSYS before Linux 5.2."""
+    return _check(int(_libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)))
+
+
+def fsconfig_string(context: int, key: str, value: str | os.PathLike[str]) -> None:
+    """fsconfig(2), FSCONFIG_SET_STRING: at most 255 bytes. EINVAL for an option the kernel does not know."""
+    raw = os.fsencode(value)
+    _check(int(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), raw, 0)), value)
+
+
+def fsconfig_create(context: int) -> None:
+    """fsconfig(2), FSCONFIG_CMD_CREATE: make the file system as configured."""
+    _check(int(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)))
+
+
+def fsmount(context: int) -> int:
+    """fsmount(2): the file system as a mount that is nowhere yet; its descriptor."""
+    return _check(int(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)))
+
+
+def move_mount(mount_fd: int, target: str | os.PathLike[str]) -> None:
+    """move_mount(2): put the mount `mount_fd` at `target`."""
+    raw = os.fsencode(target)
+    result = _libc.syscall(_SYS_MOVE_MOUNT, mount_fd, b"", _AT_FDCWD, raw, _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(int(result), target)
+
+
+def syncfs(directory: str | os.PathLike[str]) -> None:
+    """syncfs(2): write what is in memory of the file system that `directory` is on. Fails if some of it was lost."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check(_libc.syncfs(fd), directory)
+    finally:
+        os.close(fd)
+
+
 def unshare(flags: int) -> None:
     """unshare(2): for the calling thread only; see `in_fresh_thread`."""
     _check(_libc.unshare(flags))
@@ -78,6 +141,31 @@ def sethostname(name: str) -> None:
     """sethostname(2), in the calling thread's UTS namespace."""
     raw = name.encode()
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))))
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2), for the options that take one number."""
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def open_in_root(root: Path, name: str) -> int:
+    """Open a file for reading as if `root` were the root directory (openat2(2), RESOLVE_IN_ROOT); the descriptor.
+
+    No symbolic link, absolute or with `..`, leads out of it. FIFOs and devices do not block. Raises OSError.
+    """
+    how = struct.pack("QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT)
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _check(int(_libc.syscall(_SYS_OPENAT2, directory, os.fsencode(name), how, len(how))), root / name)
+    finally:
+        os.close(directory)
+
+
+def open_beneath(directory: int, path: bytes) -> int:
+    """Open a directory below an open one (openat2(2)), following no symbolic link and entering no mount on the way."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV
+    how = struct.pack("QQQ", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, resolve)
+    return _check(int(_libc.syscall(_SYS_OPENAT2, directory, path, how, len(how))), os.fsdecode(path))
 
 
 @contextlib.contextmanager
@@ -109,11 +197,11 @@ async def in_fresh_thread(work: Callable[[], T]) -> T:
 
 def mounts_below(directory: Path) -> list[Path]:
     """Mount points at or below `directory` in this mount namespace, deepest first."""
-    prefix = f"{directory}/"
+    top = os.fsencode(directory).rstrip(b"/") + b"/"
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        point = line.split(" ", 5)[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-        if point == str(directory) or point.startswith(prefix):
-            found.append(Path(point))
+    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+        name = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ", 5)[4])
+        if (name + b"/").startswith(top):
+            found.append(Path(os.fsdecode(name)))
     found.reverse()  # mountinfo lists a mount after the one it sits on
     return found

@@ -58,6 +58,12 @@ class Operations:
             # Retrieved here, so that an error whose caller left is told once instead of as "never retrieved".
             log.debug("operation failed", extra={"operation": task.get_name(), "error": str(err)})
 
+    async def cancel(self) -> None:
+        """Cancel what runs and wait until it has undone itself: for a process that stops."""
+        for task in self._running.values():
+            task.cancel()
+        await self.drain()
+
     async def drain(self) -> None:
         """Wait until nothing runs any more."""
         while self._running:
@@ -79,3 +85,11 @@ async def run_to_end(work: Coroutine[object, object, None], *, limit_s: float) -
     if cancelled is not None:
         raise cancelled from task.exception()
     task.result()
+
+
+async def together(*work: Coroutine[object, object, object]) -> None:
+    """Run side by side to the end of each, also when one fails; then raise the first error."""
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome

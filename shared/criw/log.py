@@ -27,6 +27,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{_timestamp(record)} {record.levelname:<7} {self._agent}: {record.getMessage()}{extra}"
+        line = line.replace("\n", "\\n")  # what came from outside does not begin a line of ours
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -58,5 +59,6 @@ def setup(agent: str, *, level: str, style: str, stream: TextIO | None = None) -
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # grpclib logs every error a handler answers with, tracebacks included; criw.rpc has told what there is to tell.
     logging.getLogger("grpclib").setLevel(logging.CRITICAL)
+    logging.getLogger("hpack").setLevel(logging.WARNING)  # a line for each header field
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

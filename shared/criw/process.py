@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +33,14 @@ async def run(
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    stdout: int = asyncio.subprocess.PIPE,
+    stderr: int = asyncio.subprocess.PIPE,
     timeout_s: float = 60.0,
 ) -> Completed:
-    """Run a program to its end. It is killed and reaped if the caller is cancelled or `timeout_s` passes.
+    """Run a program to its end. If the caller is cancelled or `timeout_s` passes it is killed and reaped.
+
+    Killed with it is whatever it started that has not made a session of its own. Output that is sent to a descriptor of
+    the caller's is empty in the result.
 
     Raises FailedPrecondition if there is no such program, DeadlineExceeded after `timeout_s`.
     """
@@ -42,25 +48,27 @@ async def run(
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             env=None if env is None else dict(env),
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
     except FileNotFoundError as err:
         raise FailedPrecondition(f"cannot run {argv[0]}: there is no such program; install it") from err
+    except (PermissionError, NotADirectoryError) as err:
+        raise FailedPrecondition(f"cannot run {argv[0]}: {err.strerror}; is it the right path?") from err
     try:
-        stdout, stderr = await asyncio.wait_for(process.communicate(stdin), timeout_s)
+        said, complained = await asyncio.wait_for(process.communicate(stdin), timeout_s)
     except TimeoutError as err:
         raise DeadlineExceeded(f"cannot finish {argv[0]} {' '.join(argv[1:3])}: no end after {timeout_s:g} s") from err
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
             await asyncio.shield(process.wait())
     assert process.returncode is not None
-    return Completed(process.returncode, stdout, stderr)
+    return Completed(process.returncode, said or b"", complained or b"")
 
 
 async def run_checked(

@@ -10,26 +10,30 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
 
 import betterproto2
 import grpclib.client
 import grpclib.server
+from betterproto2.grpclib.grpclib_client import ServiceStub
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
+from h2.errors import ErrorCodes
 
-from criw.errors import DeadlineExceeded, Fault, Unavailable, fault_of, fault_of_os_error, status_of
+from criw.errors import DeadlineExceeded, Fault, PermissionDenied, Unavailable, fault_of, fault_of_os_error, status_of
 from criw.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _CONNECT_PAUSE_S: Final = 0.02
 _SO_PEERGROUPS: Final = 59
+_OPTION_LIMIT: Final = 1024  # bytes of a socket option Python reads: 256 groups
 _WINDOW: Final = 16 * 1024 * 1024  # one reply of the kubelet's largest size without waiting for window updates
 _SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
 
@@ -73,9 +77,10 @@ def serialized(path: str, request: type[Q], answer: Callable[[Q], Awaitable[byte
 
 
 class InFlight:
-    """How many calls are being answered; a stopping process waits until it is none."""
+    """How many calls are being answered; a stopping process takes no new ones and waits until it is none."""
 
     def __init__(self) -> None:
+        self.stopping = False
         self._count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,6 +119,8 @@ class _Instrumented:
         seconds = self._metrics.seconds.labels(path)
 
         async def answer(stream: ServerStream) -> None:
+            if self._in_flight.stopping:
+                return await _refuse(stream)
             started = time.perf_counter()
             status = Status.CANCELLED
             # A stream may last for ever: a stopping process does not wait for those.
@@ -131,6 +138,7 @@ class _Instrumented:
                 finally:
                     self._metrics.calls.labels(path, status.name).inc()
                     seconds.observe(time.perf_counter() - started)
+            return None
 
         return answer
 
@@ -140,7 +148,15 @@ def stream_of_replies(stream: ServerStream) -> bool:
     return bool(stream._cardinality.server_streaming)  # noqa: SLF001 — grpclib tells it in no other way
 
 
+async def _refuse(stream: ServerStream) -> None:
+    """Tell the client that the call was not begun, so that any call may be repeated (RFC 9113, section 8.7)."""
+    await stream._stream.reset(ErrorCodes.REFUSED_STREAM)  # noqa: SLF001 — grpclib resets with NO_ERROR only
+    stream._cancel_done = True  # noqa: SLF001
+
+
 def _as_status(err: Exception, path: str) -> GRPCError:
+    while isinstance(err, ExceptionGroup):  # of a TaskGroup: its first error is the cause, others follow from it
+        err = err.exceptions[0]
     if isinstance(err, OSError):
         err = fault_of_os_error(err) or err
     if isinstance(err, GRPCError):
@@ -154,13 +170,30 @@ def _as_status(err: Exception, path: str) -> GRPCError:
     return GRPCError(Status.INTERNAL, "internal error, see the log of the agent")
 
 
+class _Methods(dict[str, Handler]):
+    """Methods by path; one that is not there answers UNIMPLEMENTED.
+
+    grpclib's own answer lacks a content type, so that grpc-go and grpclib report it as UNKNOWN, and the kubelet does
+    not fall back to an older method.
+    """
+
+    def get(self, path: str, default: object = None) -> Handler:  # grpclib calls this alone
+        return super().get(path) or Handler(_unimplemented, Cardinality.UNARY_UNARY, bytes, bytes)
+
+
+async def _unimplemented(_: ServerStream) -> None:
+    raise GRPCError(Status.UNIMPLEMENTED, "cannot call a method this process does not have")
+
+
 class _CheckedProtocol(H2Protocol):
     """Closes a connection whose peer may not use the socket, should the file's mode ever have let it in."""
 
     allowed_group: int | None = None
+    connected: "weakref.WeakSet[H2Protocol]"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.connected.add(self)
         peer = transport.get_extra_info("socket")
         if not may_use(peer, self.allowed_group):
             log.warning("refused a peer that is neither root nor in the socket's group")
@@ -168,14 +201,20 @@ class _CheckedProtocol(H2Protocol):
 
 
 def may_use(peer: socket.socket, group: int | None) -> bool:
-    """Whether the process at the other end is root, our own user, or in `group` (SO_PEERCRED, SO_PEERGROUPS)."""
+    """Whether the process at the other end is root, our own user, or in `group` (SO_PEERCRED, SO_PEERGROUPS).
+
+    Of a process with more than 256 groups only the primary one counts.
+    """
     _pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid in {0, os.geteuid()}:
+    if uid in {0, os.geteuid()} or gid == group:
         return True
     if group is None:
         return False
-    raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4096)
-    return group == gid or group in struct.unpack(f"{len(raw) // 4}i", raw)
+    try:
+        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_LIMIT)
+    except OSError:  # ERANGE: more groups than fit
+        return False
+    return group in struct.unpack(f"{len(raw) // 4}i", raw)
 
 
 class Server(grpclib.server.Server):
@@ -185,22 +224,30 @@ class Server(grpclib.server.Server):
         self.in_flight = InFlight()
         instrumented = [_Instrumented(service, metrics, self.in_flight) for service in services]
         super().__init__(instrumented, codec=Codec(), config=_SETTINGS)
+        self._mapping = _Methods(self._mapping)
         self._group = group
+        self._connections: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
 
     def _protocol_factory(self) -> H2Protocol:
         protocol = super()._protocol_factory()
         protocol.__class__ = _CheckedProtocol
         assert isinstance(protocol, _CheckedProtocol)
         protocol.allowed_group = self._group
+        protocol.connected = self._connections
         return protocol
 
     async def drain(self, limit_s: float) -> None:
-        """Wait for the calls being answered, at most `limit_s`, then close every connection."""
+        """Refuse new connections and calls, wait at most `limit_s` for those being answered, then end all."""
+        assert self._server is not None
+        self._server.close()
+        self.in_flight.stopping = True
         try:
             await asyncio.wait_for(self.in_flight.wait_idle(), limit_s)
         except TimeoutError:
             log.warning("stopping with calls still running", extra={"waited_s": limit_s})
-        self.close()
+        self.close()  # cancels what still runs
+        for protocol in self._connections:
+            protocol.connection.close()
         await self.wait_closed()
 
 
@@ -212,39 +259,70 @@ class Channel(grpclib.client.Channel):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path=os.fspath(path), codec=Codec(), config=_SETTINGS)
+        self._where = path
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return bool(self._connected)
 
     async def _create_connection(self) -> H2Protocol:
         while True:
             try:
                 return await super()._create_connection()
-            except (ConnectionError, FileNotFoundError):
+            except (ConnectionError, FileNotFoundError, BlockingIOError):  # the last: its queue is full
                 await asyncio.sleep(_CONNECT_PAUSE_S)
+            except PermissionError as err:
+                raise PermissionDenied(
+                    f"cannot use {self._where}: only root and the socket's group may; become one of them"
+                ) from err
 
 
 async def call(
-    method: Callable[..., Awaitable[A]], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent"
+    method: Callable[..., Coroutine[Any, Any, A]], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent"
 ) -> A:
     """Call an idempotent method of another agent through its generated stub; repeated if the agent dies meanwhile.
 
-    Raises the agent's own fault; Unavailable if it cannot be reached within `timeout_s`.
+    Raises the agent's own fault; Unavailable if it cannot be reached, DeadlineExceeded if it was reached but did not
+    answer, within `timeout_s`.
     """
     until = time.monotonic() + timeout_s
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancellations = caller.cancelling()
     while True:
-        left = until - time.monotonic()
+        left = max(until - time.monotonic(), 0.001)
+        # In a task of its own, because grpclib wakes a waiting call by cancelling its task and never takes that back.
+        attempt = asyncio.create_task(method(request, timeout=left), name=f"call {agent}")
         try:
-            return await method(request, timeout=max(left, 0.001))
+            return await attempt
         except GRPCError as err:
-            if err.status is not Status.UNAVAILABLE or left <= 0:
-                raise fault_of(err) from err
-        except TimeoutError as err:
-            raise Unavailable(f"cannot reach {agent} within {timeout_s:g} s; is it running?") from err
-        except (StreamTerminatedError, ConnectionError) as err:
-            if left <= 0:
+            if err.status is Status.DEADLINE_EXCEEDED and not err.message:
+                _out_of_time(method, agent, timeout_s, err)
+            raise fault_of(err) from err
+        except (TimeoutError, StreamTerminatedError, ConnectionError) as err:
+            if caller.cancelling() > cancellations:  # we were cancelled in the same moment
+                raise asyncio.CancelledError from err
+            if isinstance(err, TimeoutError):
+                _out_of_time(method, agent, timeout_s, err)
+            if time.monotonic() >= until:
                 raise Unavailable(f"cannot reach {agent}: the connection broke") from err
         await asyncio.sleep(_CONNECT_PAUSE_S)
 
 
-async def watch(method: Callable[..., AsyncIterator[A]], request: Q, *, agent: str = "the agent") -> AsyncIterator[A]:
+def _out_of_time(method: Callable[..., object], agent: str, timeout_s: float, cause: Exception) -> NoReturn:
+    stub = getattr(method, "__self__", None)
+    if isinstance(stub, ServiceStub) and isinstance(stub.channel, Channel) and stub.channel.connected:
+        raise DeadlineExceeded(f"cannot get an answer from {agent} within {timeout_s:g} s") from cause
+    raise Unavailable(f"cannot reach {agent} within {timeout_s:g} s; is it running?") from cause
+
+
+async def watch(
+    method: Callable[..., AsyncIterator[A]], request: Q, *, agent: str = "the agent"
+) -> AsyncGenerator[A, None]:
     """The messages of a streaming method, its errors as faults. Not repeated when the agent dies: Unavailable."""
     try:
         async for message in method(request):

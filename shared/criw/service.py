@@ -22,14 +22,15 @@ from aiohttp import web
 
 from criw import __version__, config, log
 from criw.config import AgentName, Config
-from criw.errors import FailedPrecondition, Fault
+from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.health import HealthRpc, Readiness, http_app
 from criw.metrics import Metrics
 from criw.rpc import Servable, Server
 
 logger = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
-_SD_FIRST_FD: Final = 3
+_SD_FIRST_FD: Final = 3  # sd_listen_fds(3)
+_PASSING: Final = (DeadlineExceeded, ResourceExhausted, Unavailable)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
     """Run one process of the crew until SIGTERM or SIGINT; never returns.
 
     `build` opens stores and recovers state before the first call is taken, and closes what it opened afterwards.
-    Exit codes: 0 after a stop, 78 for a configuration or a directory it cannot use, 1 for everything else.
+    Exit codes: 0 after a stop; 78 for a configuration, directory, socket or port it cannot use, which starting it again
+    would not change; 1 for everything else.
     """
     parser = argparse.ArgumentParser(prog=f"criw-{agent}", description=f"Criw's {agent} process, version {__version__}")
     parser.add_argument("--config", type=Path, help=f"configuration file (default: {config.DEFAULT_PATH})")
@@ -61,7 +63,7 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
         uvloop.run(_serve(agent, settings, options.instance, build))
     except Fault as err:
         print(f"criw-{agent}: {err}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(1 if isinstance(err, _PASSING) else EXIT_CONFIG)
     except OSError as err:
         print(f"criw-{agent}: cannot start: {err}", file=sys.stderr)
         sys.exit(1)
@@ -69,6 +71,7 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
 
 
 async def _serve(agent: AgentName, settings: Config, instance: int, build: Build) -> None:
+    manager = os.environ.pop("NOTIFY_SOCKET", "")  # not for our children: runc would wait for the container's READY=1
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -91,15 +94,15 @@ async def _serve(agent: AgentName, settings: Config, instance: int, build: Build
                 gc.collect()
                 gc.freeze()  # what was imported stays: no collection need walk it again
                 await readiness.set(ready=True)
-                sd_notify("READY=1")
+                sd_notify(manager, "READY=1")
                 logger.info("ready", extra={"socket": os.fspath(path), "version": __version__})
                 async with asyncio.TaskGroup() as tasks:
-                    watchdog = tasks.create_task(_feed_watchdog(), name="watchdog")
+                    watchdog = tasks.create_task(_feed_watchdog(manager), name="watchdog")
                     await stop.wait()
                     watchdog.cancel()
-                sd_notify("STOPPING=1")
+                sd_notify(manager, "STOPPING=1")
                 await readiness.set(ready=False)
-            await server.drain(settings.drain_timeout_s)
+                await server.drain(settings.drain_timeout_s)
     logger.info("stopped")
 
 
@@ -134,9 +137,8 @@ def _only_one(settings: Config, agent: AgentName, instance: int) -> Iterator[Non
 @contextlib.contextmanager
 def _listening(path: Path, group: int | None) -> Iterator[socket.socket]:
     """The listening socket: systemd's if it handed one over, else one of our own at `path`, mode 0660."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        with socket.socket(fileno=_SD_FIRST_FD) as handed:
-            handed.setblocking(False)
+    if (handed := _handed_over()) is not None:
+        with handed:
             yield handed
         return
     path.unlink(missing_ok=True)  # of a process that was killed: we hold its lock
@@ -154,6 +156,27 @@ def _listening(path: Path, group: int | None) -> Iterator[socket.socket]:
             yield own
         finally:
             path.unlink(missing_ok=True)
+
+
+def _handed_over() -> socket.socket | None:
+    """The socket of systemd's socket activation, if there is one for this process: sd_listen_fds(3)."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")  # not for our children
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or count == "0":
+        return None
+    if count != "1":
+        raise FailedPrecondition(f"cannot serve on {count} sockets: hand over one, with one ListenStream= in its unit")
+    try:
+        handed = socket.socket(fileno=_SD_FIRST_FD)
+        listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as err:
+        raise FailedPrecondition(f"cannot serve on the descriptor that was handed over: {err.strerror}") from err
+    if handed.family != socket.AF_UNIX or not listens:
+        handed.close()
+        raise FailedPrecondition("cannot serve on the socket that was handed over: it must be a listening unix socket")
+    handed.set_inheritable(False)
+    handed.setblocking(False)
+    return handed
 
 
 @contextlib.asynccontextmanager
@@ -176,9 +199,8 @@ async def _http_endpoint(
         await runner.cleanup()
 
 
-def sd_notify(state: str) -> None:
-    """Tell systemd (or `criwctl up`) our state: sd_notify(3). Nothing happens where nobody listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
+def sd_notify(address: str, state: str) -> None:
+    """Tell systemd (or `criwctl up`) our state: sd_notify(3). Nothing happens where nobody listens (no address)."""
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
@@ -188,8 +210,10 @@ def sd_notify(state: str) -> None:
             logger.warning("cannot notify the service manager", extra={"state": state, "error": str(err)})
 
 
-async def _feed_watchdog() -> None:
+async def _feed_watchdog(manager: str) -> None:
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return  # it watches our parent: sd_watchdog_enabled(3)
     interval_us = int(os.environ.get("WATCHDOG_USEC", "0"))
     while interval_us:
-        sd_notify("WATCHDOG=1")
+        sd_notify(manager, "WATCHDOG=1")
         await asyncio.sleep(interval_us / 2_000_000)

@@ -8,6 +8,7 @@ process cannot lose. All SQLite work happens in one thread per store, off the ev
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from criw.errors import AlreadyExists, DataLoss, ResourceExhausted
+from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
 
 SCHEMA_VERSION: Final = 1
 _BUSY_TIMEOUT_S: Final = 10.0
+_BUSY_PAUSE_S: Final = 0.01
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS record (
     kind TEXT NOT NULL,
@@ -83,6 +85,16 @@ class Store:
 
         return [_load(kind, record_id, document) for record_id, document in await self._run(read)]
 
+    async def version(self) -> tuple[int, int]:
+        """Differs from an earlier answer if this store or another process may have changed the database since."""
+
+        def read() -> tuple[int, int]:
+            # data_version counts what others committed, total_changes what this connection did.
+            others = int(self._database.execute("PRAGMA data_version").fetchone()[0])
+            return others, self._database.total_changes
+
+        return await self._run(read)
+
     async def commit(
         self, *, put: Sequence[Record] = (), delete: Sequence[Record] = (), create: Sequence[Record] = ()
     ) -> None:
@@ -120,28 +132,55 @@ def _load(kind: type[R], record_id: str, document: str) -> R:
     try:
         return kind.model_validate_json(document)
     except ValidationError as err:
-        raise DataLoss(f"cannot read {kind.kind} {record_id} from the store: {err}") from err
+        problems = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in err.errors())
+        raise DataLoss(f"cannot read {kind.kind} {record_id} from the store: {problems}") from err
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode = WAL")
+    with contextlib.ExitStack() as undo:
+        try:
+            database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            undo.callback(database.close)
+            _prepare(database, path)
+        except sqlite3.OperationalError as err:
+            raise FailedPrecondition(f"cannot open {path}: {err}") from err
+        except sqlite3.DatabaseError as err:
+            raise DataLoss(f"cannot use {path}: {err}; restore it or put it aside") from err
+        undo.pop_all()
+        return database
+
+
+def _prepare(database: sqlite3.Connection, path: Path) -> None:
+    _use_write_ahead_log(database)
     # Safe against a killed process; a power failure may lose the last transactions, and the pods with them.
     database.execute("PRAGMA synchronous = NORMAL")
     found = int(database.execute("PRAGMA user_version").fetchone()[0])
     if found > SCHEMA_VERSION:
-        database.close()
         raise DataLoss(f"cannot use {path}: it was written by a newer Criw (schema {found}); upgrade this agent")
     database.execute(_SCHEMA)
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    return database
+
+
+def _use_write_ahead_log(database: sqlite3.Connection) -> None:
+    until = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as err:
+            # Two processes that open a new database at once: SQLite does not wait here, unlike everywhere else.
+            if err.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 @contextlib.asynccontextmanager
 async def open_store(path: Path) -> AsyncIterator[Store]:
     """Open the database at `path`, making it if needed. Its directory must exist.
 
-    Raises DataLoss if the file was written by a newer version.
+    Raises DataLoss if the file was written by a newer version or is no database, FailedPrecondition if it cannot be
+    opened.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="store") as thread:
         database = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)

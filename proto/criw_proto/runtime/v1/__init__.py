@@ -217,12 +217,26 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class CgroupDriver(betterproto2.Enum):
+    """
+    Who makes cgroups, and so how they are named.
+    """
+
     SYSTEMD = 0
+    """
+    systemd: slices and scopes
+    """
 
     CGROUPFS = 1
+    """
+    the runtime itself: directories
+    """
 
 
 class ContainerEventType(betterproto2.Enum):
+    """
+    What happened.
+    """
+
     CONTAINER_CREATED_EVENT = 0
 
     CONTAINER_STARTED_EVENT = 1
@@ -230,49 +244,118 @@ class ContainerEventType(betterproto2.Enum):
     CONTAINER_STOPPED_EVENT = 2
 
     CONTAINER_DELETED_EVENT = 3
+    """
+    with the pod's id: the pod is gone
+    """
 
 
 class ContainerState(betterproto2.Enum):
+    """
+    Where a container is in its life.
+    """
+
     CONTAINER_CREATED = 0
+    """
+    no process of its user has run
+    """
 
     CONTAINER_RUNNING = 1
 
     CONTAINER_EXITED = 2
+    """
+    until it is removed
+    """
 
     CONTAINER_UNKNOWN = 3
+    """
+    cannot be told; callers stop it before anything else
+    """
 
 
 class MetricType(betterproto2.Enum):
+    """
+    How a value behaves.
+    """
+
     COUNTER = 0
+    """
+    only rises
+    """
 
     GAUGE = 1
+    """
+    goes up and down
+    """
 
 
 class MountPropagation(betterproto2.Enum):
+    """
+    Which mounts made after the container's start are seen on the other side.
+    """
+
     PROPAGATION_PRIVATE = 0
+    """
+    none (rprivate)
+    """
 
     PROPAGATION_HOST_TO_CONTAINER = 1
+    """
+    the host's, in the container (rslave)
+    """
 
     PROPAGATION_BIDIRECTIONAL = 2
+    """
+    on both sides (rshared); privileged containers only
+    """
 
 
 class NamespaceMode(betterproto2.Enum):
+    """
+    With whom a namespace is shared.
+    """
+
     POD = 0
+    """
+    all containers of the pod; the default
+    """
 
     CONTAINER = 1
+    """
+    nobody; for PID only
+    """
 
     NODE = 2
+    """
+    the host
+    """
 
     TARGET = 3
+    """
+    the container `target_id` names; for PID only
+    """
 
 
 class PodSandboxState(betterproto2.Enum):
+    """
+    Whether containers can be made in a pod.
+    """
+
     SANDBOX_READY = 0
+    """
+    its namespaces and network are up
+    """
 
     SANDBOX_NOTREADY = 1
+    """
+    stopped, or broken for good; never for a passing cause
+    """
 
 
 class Protocol(betterproto2.Enum):
+    """
+    Transport protocols of host ports.
+    """
+
     TCP = 0
 
     UDP = 1
@@ -281,15 +364,35 @@ class Protocol(betterproto2.Enum):
 
 
 class SecurityProfileProfileType(betterproto2.Enum):
+    """
+    Where a profile comes from.
+    """
+
     RuntimeDefault = 0
+    """
+    the runtime's own
+    """
 
     Unconfined = 1
+    """
+    no profile
+    """
 
     Localhost = 2
+    """
+    the one `localhost_ref` names
+    """
 
 
 class Signal(betterproto2.Enum):
+    """
+    A signal by name, numbered alphabetically: the kernel's numbers differ between architectures.
+    """
+
     RUNTIME_DEFAULT = 0
+    """
+    none chosen; in a status: not reported
+    """
 
     SIGABRT = 1
 
@@ -565,22 +668,45 @@ class Signal(betterproto2.Enum):
 
 
 class SupplementalGroupsPolicy(betterproto2.Enum):
+    """
+    Which groups a container's first process has besides its own.
+    """
+
     Merge = 0
+    """
+    those requested and those the image's /etc/group gives the user
+    """
 
     Strict = 1
+    """
+    those requested only
+    """
 
 
 @dataclass(eq=False, repr=False)
 class AttachRequest(betterproto2.Message):
+    """
+    At least one of the streams must be asked for.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     stdin: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
 
     tty: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    as the container was made with
+    """
 
     stdout: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
     stderr: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    not together with `tty`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "AttachRequest", AttachRequest)
@@ -589,6 +715,9 @@ default_message_pool.register_message("runtime.v1", "AttachRequest", AttachReque
 @dataclass(eq=False, repr=False)
 class AttachResponse(betterproto2.Message):
     url: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the streaming server
+    """
 
 
 default_message_pool.register_message("runtime.v1", "AttachResponse", AttachResponse)
@@ -596,17 +725,33 @@ default_message_pool.register_message("runtime.v1", "AttachResponse", AttachResp
 
 @dataclass(eq=False, repr=False)
 class AuthConfig(betterproto2.Message):
+    """
+    Credentials for a registry; the first of registry token, identity token, user name and `auth` that is set counts.
+    """
+
     username: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     password: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     auth: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    base64 of "user:password"
+    """
 
     server_address: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    the registry they are for; empty: the image's
+    """
 
     identity_token: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Exchanged for an access token at the registry's token server (OAuth 2 refresh token).
+    """
 
     registry_token: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    sent as it is (bearer token)
+    """
 
 
 default_message_pool.register_message("runtime.v1", "AuthConfig", AuthConfig)
@@ -614,11 +759,21 @@ default_message_pool.register_message("runtime.v1", "AuthConfig", AuthConfig)
 
 @dataclass(eq=False, repr=False)
 class Capability(betterproto2.Message):
+    """
+    Changes to the default capabilities. Names have no CAP_ prefix; "ALL" stands for all. Adding wins over dropping.
+    """
+
     add_capabilities: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    to the bounding, effective and permitted sets
+    """
 
     drop_capabilities: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
 
     add_ambient_capabilities: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    To the ambient set as well, so that programs of other users than root have them.
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Capability", Capability)
@@ -626,7 +781,14 @@ default_message_pool.register_message("runtime.v1", "Capability", Capability)
 
 @dataclass(eq=False, repr=False)
 class CdiDevice(betterproto2.Message):
+    """
+    A device of the Container Device Interface, whose specification on this node says what it needs.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    fully qualified: "vendor.example/class=name"
+    """
 
 
 default_message_pool.register_message("runtime.v1", "CDIDevice", CdiDevice)
@@ -635,10 +797,19 @@ default_message_pool.register_message("runtime.v1", "CDIDevice", CdiDevice)
 @dataclass(eq=False, repr=False)
 class CheckpointContainerRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     location: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    absolute path of the archive; its directory exists
+    """
 
     timeout: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    seconds; 0: the runtime's own limit
+    """
 
 
 default_message_pool.register_message("runtime.v1", "CheckpointContainerRequest", CheckpointContainerRequest)
@@ -655,14 +826,26 @@ default_message_pool.register_message("runtime.v1", "CheckpointContainerResponse
 @dataclass(eq=False, repr=False)
 class CheckpointPodRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     output_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    absolute
+    """
 
     container_ids: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    empty: all of the pod
+    """
 
     options: "dict[str, str]" = betterproto2.field(
         4, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    of the runtime handler
+    """
 
 
 default_message_pool.register_message("runtime.v1", "CheckpointPodRequest", CheckpointPodRequest)
@@ -678,6 +861,10 @@ default_message_pool.register_message("runtime.v1", "CheckpointPodResponse", Che
 
 @dataclass(eq=False, repr=False)
 class Container(betterproto2.Message):
+    """
+    What a list tells of a container.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     pod_sandbox_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -685,12 +872,21 @@ class Container(betterproto2.Message):
     metadata: "ContainerMetadata | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     image: "ImageSpec | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    as requested; never unset
+    """
 
     image_ref: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    the image's id or a digest it is known by in its repository
+    """
 
     state: "ContainerState" = betterproto2.field(6, betterproto2.TYPE_ENUM, default_factory=lambda: ContainerState(0))
 
     created_at: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         8, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
@@ -701,6 +897,9 @@ class Container(betterproto2.Message):
     )
 
     image_id: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    the image's id
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Container", Container)
@@ -708,6 +907,10 @@ default_message_pool.register_message("runtime.v1", "Container", Container)
 
 @dataclass(eq=False, repr=False)
 class ContainerAttributes(betterproto2.Message):
+    """
+    To whom a container's numbers belong.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     metadata: "ContainerMetadata | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -727,16 +930,34 @@ default_message_pool.register_message("runtime.v1", "ContainerAttributes", Conta
 @dataclass(eq=False, repr=False)
 class ContainerConfig(betterproto2.Message):
     metadata: "ContainerMetadata | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     image: "ImageSpec | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required; must be on this node
+    """
 
     command: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Replaces the image's entrypoint, and then its arguments are not used either; empty: the image's.
+    """
 
     args: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    replaces the image's arguments; empty: the image's, unless `command` is set
+    """
 
     working_dir: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    absolute; empty: the image's, else /
+    """
 
     envs: "list[KeyValue]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    win over the image's of the same name
+    """
 
     mounts: "list[Mount]" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, repeated=True)
 
@@ -745,18 +966,36 @@ class ContainerConfig(betterproto2.Message):
     labels: "dict[str, str]" = betterproto2.field(
         9, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    may be selected by; come back unaltered
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         10, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    come back unaltered
+    """
 
     log_path: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    relative to the sandbox's `log_directory`; empty: no log
+    """
 
     stdin: "bool" = betterproto2.field(12, betterproto2.TYPE_BOOL)
+    """
+    keep the standard input open for attaching
+    """
 
     stdin_once: "bool" = betterproto2.field(13, betterproto2.TYPE_BOOL)
+    """
+    close it when the first attached client goes
+    """
 
     tty: "bool" = betterproto2.field(14, betterproto2.TYPE_BOOL)
+    """
+    a terminal instead of pipes; all output is then standard output
+    """
 
     linux: "LinuxContainerConfig | None" = betterproto2.field(15, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -765,6 +1004,9 @@ class ContainerConfig(betterproto2.Message):
     CDI_devices: "list[CdiDevice]" = betterproto2.field(17, betterproto2.TYPE_MESSAGE, repeated=True)
 
     stop_signal: "Signal" = betterproto2.field(18, betterproto2.TYPE_ENUM, default_factory=lambda: Signal(0))
+    """
+    SIGNAL_RUNTIME_DEFAULT: the image's, else SIGTERM
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerConfig", ContainerConfig)
@@ -772,17 +1014,33 @@ default_message_pool.register_message("runtime.v1", "ContainerConfig", Container
 
 @dataclass(eq=False, repr=False)
 class ContainerEventResponse(betterproto2.Message):
+    """
+    Something happened to a container or a pod.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the pod's id if it happened to the pod
+    """
 
     container_event_type: "ContainerEventType" = betterproto2.field(
         2, betterproto2.TYPE_ENUM, default_factory=lambda: ContainerEventType(0)
     )
 
     created_at: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    Unix time of the event in nanoseconds; never 0
+    """
 
     pod_sandbox_status: "PodSandboxStatus | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    of the pod, after the event
+    """
 
     containers_statuses: "list[ContainerStatus]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    of all the pod's containers, after the event
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerEventResponse", ContainerEventResponse)
@@ -790,15 +1048,28 @@ default_message_pool.register_message("runtime.v1", "ContainerEventResponse", Co
 
 @dataclass(eq=False, repr=False)
 class ContainerFilter(betterproto2.Message):
+    """
+    Conditions that must all hold; an unset one always does.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     state: "ContainerStateValue | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     pod_sandbox_id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     label_selector: "dict[str, str]" = betterproto2.field(
         4, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    labels that must be there with exactly these values
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerFilter", ContainerFilter)
@@ -806,9 +1077,16 @@ default_message_pool.register_message("runtime.v1", "ContainerFilter", Container
 
 @dataclass(eq=False, repr=False)
 class ContainerMetadata(betterproto2.Message):
+    """
+    The name the caller gives a container. Both together are unique in a pod.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     attempt: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    counts the containers made for one name, from 0
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerMetadata", ContainerMetadata)
@@ -826,6 +1104,10 @@ default_message_pool.register_message("runtime.v1", "ContainerMetrics", Containe
 
 @dataclass(eq=False, repr=False)
 class ContainerResources(betterproto2.Message):
+    """
+    Limits in force. Only the part of the node's operating system is set.
+    """
+
     linux: "LinuxContainerResources | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     windows: "WindowsContainerResources | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -836,6 +1118,10 @@ default_message_pool.register_message("runtime.v1", "ContainerResources", Contai
 
 @dataclass(eq=False, repr=False)
 class ContainerStateValue(betterproto2.Message):
+    """
+    A state whose absence means any state.
+    """
+
     state: "ContainerState" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: ContainerState(0))
 
 
@@ -844,13 +1130,23 @@ default_message_pool.register_message("runtime.v1", "ContainerStateValue", Conta
 
 @dataclass(eq=False, repr=False)
 class ContainerStats(betterproto2.Message):
+    """
+    What a container uses, from its cgroup.
+    """
+
     attributes: "ContainerAttributes | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    never unset, and its metadata neither: the kubelet relies on both
+    """
 
     cpu: "CpuUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     memory: "MemoryUsage | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     writable_layer: "FilesystemUsage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    what it wrote over its image; not its volumes
+    """
 
     swap: "SwapUsage | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -862,13 +1158,26 @@ default_message_pool.register_message("runtime.v1", "ContainerStats", ContainerS
 
 @dataclass(eq=False, repr=False)
 class ContainerStatsFilter(betterproto2.Message):
+    """
+    Conditions that must all hold; an unset one always does.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     pod_sandbox_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     label_selector: "dict[str, str]" = betterproto2.field(
         3, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    labels that must be there with exactly these values
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerStatsFilter", ContainerStatsFilter)
@@ -877,6 +1186,9 @@ default_message_pool.register_message("runtime.v1", "ContainerStatsFilter", Cont
 @dataclass(eq=False, repr=False)
 class ContainerStatsRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerStatsRequest", ContainerStatsRequest)
@@ -899,20 +1211,44 @@ class ContainerStatus(betterproto2.Message):
     state: "ContainerState" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: ContainerState(0))
 
     created_at: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds; never 0
+    """
 
     started_at: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds; 0: not started
+    """
 
     finished_at: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds; 0: not exited
+    """
 
     exit_code: "int" = betterproto2.field(7, betterproto2.TYPE_INT32)
+    """
+    128 + its number when a signal ended it; meaningless before it exited
+    """
 
     image: "ImageSpec | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    as requested; never unset
+    """
 
     image_ref: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    the image's id or a digest it is known by in its repository
+    """
 
     reason: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    one CamelCase word: Completed (exit code 0), Error, OOMKilled, StartError, ContainerCannotRun
+    """
 
     message: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    a sentence on `reason`
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         12, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
@@ -923,16 +1259,34 @@ class ContainerStatus(betterproto2.Message):
     )
 
     mounts: "list[Mount]" = betterproto2.field(14, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    as requested; the termination message is found by them
+    """
 
     log_path: "str" = betterproto2.field(15, betterproto2.TYPE_STRING)
+    """
+    absolute
+    """
 
     resources: "ContainerResources | None" = betterproto2.field(16, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the limits in force; unset rather than out of date
+    """
 
     image_id: "str" = betterproto2.field(17, betterproto2.TYPE_STRING)
+    """
+    the image's id
+    """
 
     user: "ContainerUser | None" = betterproto2.field(18, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the ids in force
+    """
 
     stop_signal: "Signal" = betterproto2.field(19, betterproto2.TYPE_ENUM, default_factory=lambda: Signal(0))
+    """
+    the one that will be sent
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerStatus", ContainerStatus)
@@ -941,8 +1295,14 @@ default_message_pool.register_message("runtime.v1", "ContainerStatus", Container
 @dataclass(eq=False, repr=False)
 class ContainerStatusRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     verbose: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    fill `info`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerStatusRequest", ContainerStatusRequest)
@@ -955,6 +1315,9 @@ class ContainerStatusResponse(betterproto2.Message):
     info: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    for people and debuggers: JSON by topic; only if verbose
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ContainerStatusResponse", ContainerStatusResponse)
@@ -962,6 +1325,10 @@ default_message_pool.register_message("runtime.v1", "ContainerStatusResponse", C
 
 @dataclass(eq=False, repr=False)
 class ContainerUser(betterproto2.Message):
+    """
+    Only the part of the node's operating system is set.
+    """
+
     linux: "LinuxContainerUser | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
@@ -971,10 +1338,19 @@ default_message_pool.register_message("runtime.v1", "ContainerUser", ContainerUs
 @dataclass(eq=False, repr=False)
 class CpuUsage(betterproto2.Message):
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds; advances with every reading
+    """
 
     usage_core_nano_seconds: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    CPU time of all cores since the start; only rises
+    """
 
     usage_nano_cores: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    use between two readings, in billionths of a core; unset: not computed yet
+    """
 
     psi: "PsiStats | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -985,10 +1361,19 @@ default_message_pool.register_message("runtime.v1", "CpuUsage", CpuUsage)
 @dataclass(eq=False, repr=False)
 class CreateContainerRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     config: "ContainerConfig | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     sandbox_config: "PodSandboxConfig | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    what RunPodSandbox was given, unaltered
+    """
 
 
 default_message_pool.register_message("runtime.v1", "CreateContainerRequest", CreateContainerRequest)
@@ -1004,11 +1389,24 @@ default_message_pool.register_message("runtime.v1", "CreateContainerResponse", C
 
 @dataclass(eq=False, repr=False)
 class Device(betterproto2.Message):
+    """
+    A device node of the host in a container.
+    """
+
     container_path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    absolute
+    """
 
     host_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    absolute; a directory stands for all nodes in it
+    """
 
     permissions: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    letters of "rwm": read, write, make nodes
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Device", Device)
@@ -1016,11 +1414,24 @@ default_message_pool.register_message("runtime.v1", "Device", Device)
 
 @dataclass(eq=False, repr=False)
 class DnsConfig(betterproto2.Message):
+    """
+    What a pod's /etc/resolv.conf says.
+    """
+
     servers: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    IP addresses, for "nameserver" lines
+    """
 
     searches: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    domains, for the "search" line
+    """
 
     options: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    for the "options" line, for example "ndots:5"
+    """
 
 
 default_message_pool.register_message("runtime.v1", "DNSConfig", DnsConfig)
@@ -1028,17 +1439,33 @@ default_message_pool.register_message("runtime.v1", "DNSConfig", DnsConfig)
 
 @dataclass(eq=False, repr=False)
 class ExecRequest(betterproto2.Message):
+    """
+    At least one of the streams must be asked for.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     cmd: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    program and arguments, not a shell's line; required
+    """
 
     tty: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    run it in a terminal of its own
+    """
 
     stdin: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
     stdout: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
 
     stderr: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    """
+    not together with `tty`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ExecRequest", ExecRequest)
@@ -1047,6 +1474,9 @@ default_message_pool.register_message("runtime.v1", "ExecRequest", ExecRequest)
 @dataclass(eq=False, repr=False)
 class ExecResponse(betterproto2.Message):
     url: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the streaming server
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ExecResponse", ExecResponse)
@@ -1055,10 +1485,19 @@ default_message_pool.register_message("runtime.v1", "ExecResponse", ExecResponse
 @dataclass(eq=False, repr=False)
 class ExecSyncRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     cmd: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    program and arguments, not a shell's line; required
+    """
 
     timeout: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    seconds; 0: no limit
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ExecSyncRequest", ExecSyncRequest)
@@ -1067,10 +1506,19 @@ default_message_pool.register_message("runtime.v1", "ExecSyncRequest", ExecSyncR
 @dataclass(eq=False, repr=False)
 class ExecSyncResponse(betterproto2.Message):
     stdout: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    cut at 16 MiB
+    """
 
     stderr: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    cut at 16 MiB
+    """
 
     exit_code: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
+    """
+    128 + its number when a signal ended the command
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ExecSyncResponse", ExecSyncResponse)
@@ -1079,6 +1527,9 @@ default_message_pool.register_message("runtime.v1", "ExecSyncResponse", ExecSync
 @dataclass(eq=False, repr=False)
 class FilesystemIdentifier(betterproto2.Message):
     mountpoint: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    an existing directory on the file system
+    """
 
 
 default_message_pool.register_message("runtime.v1", "FilesystemIdentifier", FilesystemIdentifier)
@@ -1086,11 +1537,21 @@ default_message_pool.register_message("runtime.v1", "FilesystemIdentifier", File
 
 @dataclass(eq=False, repr=False)
 class FilesystemUsage(betterproto2.Message):
+    """
+    Disk space used on one file system.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the measurement in nanoseconds
+    """
 
     fs_id: "FilesystemIdentifier | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     used_bytes: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    by images or writable layers, not by all of the file system
+    """
 
     inodes_used: "UInt64Value | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1108,9 +1569,19 @@ default_message_pool.register_message("runtime.v1", "GetEventsRequest", GetEvent
 
 @dataclass(eq=False, repr=False)
 class HugepageLimit(betterproto2.Message):
+    """
+    How much memory a container may take in huge pages of one size.
+    """
+
     page_size: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    as the kernel's files are named: "2MB", "1GB"
+    """
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    bytes; 0: none may be used
+    """
 
 
 default_message_pool.register_message("runtime.v1", "HugepageLimit", HugepageLimit)
@@ -1118,11 +1589,24 @@ default_message_pool.register_message("runtime.v1", "HugepageLimit", HugepageLim
 
 @dataclass(eq=False, repr=False)
 class IdMapping(betterproto2.Message):
+    """
+    A range of user or group ids, on the host and in a user namespace.
+    """
+
     host_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    first id on the host
+    """
 
     container_id: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    first id inside
+    """
 
     length: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    how many; not 0
+    """
 
 
 default_message_pool.register_message("runtime.v1", "IDMapping", IdMapping)
@@ -1131,20 +1615,44 @@ default_message_pool.register_message("runtime.v1", "IDMapping", IdMapping)
 @dataclass(eq=False, repr=False)
 class Image(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the digest of its configuration
+    """
 
     repo_tags: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    repository:tag, in full
+    """
 
     repo_digests: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    repository@digest, in full
+    """
 
     size: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    bytes on disk; more than 0
+    """
 
     uid: "Int64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the image's user, if it is a number
+    """
 
     username: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    the image's user without its group, if it is a name; neither: root
+    """
 
     spec: "ImageSpec | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    annotations given when it was pulled
+    """
 
     pinned: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    is never to be removed to free space
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Image", Image)
@@ -1152,7 +1660,14 @@ default_message_pool.register_message("runtime.v1", "Image", Image)
 
 @dataclass(eq=False, repr=False)
 class ImageFilter(betterproto2.Message):
+    """
+    A condition on images.
+    """
+
     image: "ImageSpec | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the one image named so; unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ImageFilter", ImageFilter)
@@ -1169,8 +1684,14 @@ default_message_pool.register_message("runtime.v1", "ImageFsInfoRequest", ImageF
 @dataclass(eq=False, repr=False)
 class ImageFsInfoResponse(betterproto2.Message):
     image_filesystems: "list[FilesystemUsage]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    where image layers are; the kubelet reads only the first
+    """
 
     container_filesystems: "list[FilesystemUsage]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    where writable layers are; the same one if they share it
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ImageFsInfoResponse", ImageFsInfoResponse)
@@ -1178,17 +1699,36 @@ default_message_pool.register_message("runtime.v1", "ImageFsInfoResponse", Image
 
 @dataclass(eq=False, repr=False)
 class ImageSpec(betterproto2.Message):
+    """
+    An image as a caller names it.
+    """
+
     image: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    id, unique prefix of one, tag or digest
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    of the pod, when an image is pulled; come back with the image
+    """
 
     user_specified_image: "str" = betterproto2.field(18, betterproto2.TYPE_STRING)
+    """
+    the text in the pod's specification; echoed, never resolved
+    """
 
     runtime_handler: "str" = betterproto2.field(19, betterproto2.TYPE_STRING)
+    """
+    the handler the image is for; empty: any
+    """
 
     image_ref: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
+    """
+    the id of the image that is mounted; answers only
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ImageSpec", ImageSpec)
@@ -1197,8 +1737,14 @@ default_message_pool.register_message("runtime.v1", "ImageSpec", ImageSpec)
 @dataclass(eq=False, repr=False)
 class ImageStatusRequest(betterproto2.Message):
     image: "ImageSpec | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     verbose: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    fill `info`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ImageStatusRequest", ImageStatusRequest)
@@ -1207,10 +1753,16 @@ default_message_pool.register_message("runtime.v1", "ImageStatusRequest", ImageS
 @dataclass(eq=False, repr=False)
 class ImageStatusResponse(betterproto2.Message):
     image: "Image | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: not on this node
+    """
 
     info: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    for people and debuggers: JSON by topic; only if verbose
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ImageStatusResponse", ImageStatusResponse)
@@ -1218,6 +1770,10 @@ default_message_pool.register_message("runtime.v1", "ImageStatusResponse", Image
 
 @dataclass(eq=False, repr=False)
 class Int64Value(betterproto2.Message):
+    """
+    A number whose absence means something else than 0.
+    """
+
     value: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
 
@@ -1226,7 +1782,14 @@ default_message_pool.register_message("runtime.v1", "Int64Value", Int64Value)
 
 @dataclass(eq=False, repr=False)
 class IoUsage(betterproto2.Message):
+    """
+    How much processes wait for block devices.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     psi: "PsiStats | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1236,9 +1799,16 @@ default_message_pool.register_message("runtime.v1", "IoUsage", IoUsage)
 
 @dataclass(eq=False, repr=False)
 class KeyValue(betterproto2.Message):
+    """
+    An environment variable.
+    """
+
     key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     value: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    any bytes but NUL
+    """
 
 
 default_message_pool.register_message("runtime.v1", "KeyValue", KeyValue)
@@ -1258,27 +1828,58 @@ default_message_pool.register_message("runtime.v1", "LinuxContainerConfig", Linu
 
 @dataclass(eq=False, repr=False)
 class LinuxContainerResources(betterproto2.Message):
+    """
+    Limits of a container or pod. Whatever is 0 or empty is not set at creation, and left alone by an update.
+    """
+
     cpu_period: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    microseconds
+    """
 
     cpu_quota: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    microseconds of CPU time in each period; -1: no limit
+    """
 
     cpu_shares: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    relative weight, 2 to 262144, on cgroup v1's scale
+    """
 
     memory_limit_in_bytes: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    memory without swap
+    """
 
     oom_score_adj: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    -1000 to 1000; what this process may not set becomes the nearest value it may; 0 is a value.
+    """
 
     cpuset_cpus: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    a list such as "0-3,7"
+    """
 
     cpuset_mems: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    a list such as "0-1"
+    """
 
     hugepage_limits: "list[HugepageLimit]" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, repeated=True)
 
     unified: "dict[str, str]" = betterproto2.field(
         9, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    cgroup v2 files by name and what is written to them; refused on cgroup v1
+    """
 
     memory_swap_limit_in_bytes: "int" = betterproto2.field(10, betterproto2.TYPE_INT64)
+    """
+    memory and swap together; equal to the memory limit: no swap; -1: no limit
+    """
 
 
 default_message_pool.register_message("runtime.v1", "LinuxContainerResources", LinuxContainerResources)
@@ -1286,41 +1887,88 @@ default_message_pool.register_message("runtime.v1", "LinuxContainerResources", L
 
 @dataclass(eq=False, repr=False)
 class LinuxContainerSecurityContext(betterproto2.Message):
+    """
+    How a container's processes are confined.
+    """
+
     capabilities: "Capability | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     privileged: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    All capabilities and devices, no masked paths, no profiles, writable /sys and cgroups; overrules the fields about
+    these.
+    """
 
     namespace_options: "NamespaceOption | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    must agree with the sandbox's except in `pid`
+    """
 
     selinux_options: "SeLinuxOption | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     run_as_user: "Int64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    user id; not together with `run_as_username`; neither: the image's user
+    """
 
     run_as_group: "Int64Value | None" = betterproto2.field(12, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    group id; only with a user; unset: the user's own in the image's /etc/passwd, else 0
+    """
 
     run_as_username: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    a name in the image's /etc/passwd, else INVALID_ARGUMENT
+    """
 
     readonly_rootfs: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    mounts stay as they are asked for
+    """
 
     supplemental_groups: "list[int]" = betterproto2.field(8, betterproto2.TYPE_INT64, repeated=True)
+    """
+    group ids besides the primary one
+    """
 
     supplemental_groups_policy: "SupplementalGroupsPolicy" = betterproto2.field(
         17, betterproto2.TYPE_ENUM, default_factory=lambda: SupplementalGroupsPolicy(0)
     )
 
     no_new_privs: "bool" = betterproto2.field(11, betterproto2.TYPE_BOOL)
+    """
+    set-user-id programs give nothing more
+    """
 
     masked_paths: "list[str]" = betterproto2.field(13, betterproto2.TYPE_STRING, repeated=True)
+    """
+    hidden; exactly these and no default ones; a missing path is no error
+    """
 
     readonly_paths: "list[str]" = betterproto2.field(14, betterproto2.TYPE_STRING, repeated=True)
+    """
+    made read-only; exactly these and no default ones; a missing path is no error
+    """
 
     seccomp: "SecurityProfile | None" = betterproto2.field(15, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: the deprecated field, else no profile
+    """
 
     apparmor: "SecurityProfile | None" = betterproto2.field(16, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: the deprecated field, else the runtime's default where AppArmor is on
+    """
 
     apparmor_profile: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    Replaced by `apparmor`: "runtime/default", "unconfined" or "localhost/<name>".
+    """
 
     seccomp_profile_path: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Replaced by `seccomp`: "runtime/default", "unconfined" or "localhost/<path>".
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -1335,11 +1983,18 @@ default_message_pool.register_message("runtime.v1", "LinuxContainerSecurityConte
 
 @dataclass(eq=False, repr=False)
 class LinuxContainerUser(betterproto2.Message):
+    """
+    The ids a container's first process really got.
+    """
+
     uid: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
     gid: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
     supplemental_groups: "list[int]" = betterproto2.field(3, betterproto2.TYPE_INT64, repeated=True)
+    """
+    without the primary group
+    """
 
 
 default_message_pool.register_message("runtime.v1", "LinuxContainerUser", LinuxContainerUser)
@@ -1348,6 +2003,10 @@ default_message_pool.register_message("runtime.v1", "LinuxContainerUser", LinuxC
 @dataclass(eq=False, repr=False)
 class LinuxPodSandboxConfig(betterproto2.Message):
     cgroup_parent: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The pod's cgroup, made by the caller: a path for the cgroupfs driver, a name ending in .slice for systemd; empty:
+    below the configured parent.
+    """
 
     security_context: "LinuxSandboxSecurityContext | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
@@ -1356,10 +2015,19 @@ class LinuxPodSandboxConfig(betterproto2.Message):
     sysctls: "dict[str, str]" = betterproto2.field(
         3, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    by dotted name; only those of a namespace the pod has for itself
+    """
 
     overhead: "LinuxContainerResources | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    What the pod needs besides its containers, of which `resources` knows nothing.
+    """
 
     resources: "LinuxContainerResources | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Sum over the containers; information, the caller sets the pod's cgroup itself.
+    """
 
 
 default_message_pool.register_message("runtime.v1", "LinuxPodSandboxConfig", LinuxPodSandboxConfig)
@@ -1367,6 +2035,10 @@ default_message_pool.register_message("runtime.v1", "LinuxPodSandboxConfig", Lin
 
 @dataclass(eq=False, repr=False)
 class LinuxPodSandboxStats(betterproto2.Message):
+    """
+    Of the pod's cgroup and network namespace.
+    """
+
     cpu: "CpuUsage | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     memory: "MemoryUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -1376,6 +2048,9 @@ class LinuxPodSandboxStats(betterproto2.Message):
     process: "ProcessUsage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     containers: "list[ContainerStats]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    each running container's own
+    """
 
     io: "IoUsage | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1396,6 +2071,9 @@ class LinuxRuntimeConfiguration(betterproto2.Message):
     cgroup_driver: "CgroupDriver" = betterproto2.field(
         1, betterproto2.TYPE_ENUM, default_factory=lambda: CgroupDriver(0)
     )
+    """
+    overrules the kubelet's own setting
+    """
 
 
 default_message_pool.register_message("runtime.v1", "LinuxRuntimeConfiguration", LinuxRuntimeConfiguration)
@@ -1403,29 +2081,51 @@ default_message_pool.register_message("runtime.v1", "LinuxRuntimeConfiguration",
 
 @dataclass(eq=False, repr=False)
 class LinuxSandboxSecurityContext(betterproto2.Message):
+    """
+    How a pod's own process (the infra container, where there is one) is confined, and what its containers share.
+    """
+
     namespace_options: "NamespaceOption | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     selinux_options: "SeLinuxOption | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     run_as_user: "Int64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    of the infra container
+    """
 
     run_as_group: "Int64Value | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    only with `run_as_user`
+    """
 
     readonly_rootfs: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    of the infra container
+    """
 
     supplemental_groups: "list[int]" = betterproto2.field(5, betterproto2.TYPE_INT64, repeated=True)
+    """
+    besides the primary group
+    """
 
     supplemental_groups_policy: "SupplementalGroupsPolicy" = betterproto2.field(
         11, betterproto2.TYPE_ENUM, default_factory=lambda: SupplementalGroupsPolicy(0)
     )
 
     privileged: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    """
+    a container of the pod is privileged
+    """
 
     seccomp: "SecurityProfile | None" = betterproto2.field(9, betterproto2.TYPE_MESSAGE, optional=True)
 
     apparmor: "SecurityProfile | None" = betterproto2.field(10, betterproto2.TYPE_MESSAGE, optional=True)
 
     seccomp_profile_path: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Replaced by `seccomp`: "runtime/default", "unconfined" or "localhost/<path>".
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -1439,6 +2139,9 @@ default_message_pool.register_message("runtime.v1", "LinuxSandboxSecurityContext
 @dataclass(eq=False, repr=False)
 class ListContainersRequest(betterproto2.Message):
     filter: "ContainerFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ListContainersRequest", ListContainersRequest)
@@ -1455,6 +2158,9 @@ default_message_pool.register_message("runtime.v1", "ListContainersResponse", Li
 @dataclass(eq=False, repr=False)
 class ListContainerStatsRequest(betterproto2.Message):
     filter: "ContainerStatsFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ListContainerStatsRequest", ListContainerStatsRequest)
@@ -1471,6 +2177,9 @@ default_message_pool.register_message("runtime.v1", "ListContainerStatsResponse"
 @dataclass(eq=False, repr=False)
 class ListImagesRequest(betterproto2.Message):
     filter: "ImageFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ListImagesRequest", ListImagesRequest)
@@ -1519,6 +2228,9 @@ default_message_pool.register_message("runtime.v1", "ListPodSandboxMetricsRespon
 @dataclass(eq=False, repr=False)
 class ListPodSandboxRequest(betterproto2.Message):
     filter: "PodSandboxFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ListPodSandboxRequest", ListPodSandboxRequest)
@@ -1535,6 +2247,9 @@ default_message_pool.register_message("runtime.v1", "ListPodSandboxResponse", Li
 @dataclass(eq=False, repr=False)
 class ListPodSandboxStatsRequest(betterproto2.Message):
     filter: "PodSandboxStatsFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ListPodSandboxStatsRequest", ListPodSandboxStatsRequest)
@@ -1551,18 +2266,39 @@ default_message_pool.register_message("runtime.v1", "ListPodSandboxStatsResponse
 @dataclass(eq=False, repr=False)
 class MemoryUsage(betterproto2.Message):
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     working_set_bytes: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    usage without the page cache that was not used lately (inactive_file)
+    """
 
     available_bytes: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    limit minus working set; unset without a limit
+    """
 
     usage_bytes: "UInt64Value | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    all memory, page cache included
+    """
 
     rss_bytes: "UInt64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    anonymous memory
+    """
 
     page_faults: "UInt64Value | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    only rises
+    """
 
     major_page_faults: "UInt64Value | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    those that read from a disk; only rises
+    """
 
     psi: "PsiStats | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1572,15 +2308,31 @@ default_message_pool.register_message("runtime.v1", "MemoryUsage", MemoryUsage)
 
 @dataclass(eq=False, repr=False)
 class Metric(betterproto2.Message):
+    """
+    One value of a metric.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of its descriptor
+    """
 
     timestamp: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     metric_type: "MetricType" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: MetricType(0))
 
     label_values: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    as many as the descriptor has keys, in their order
+    """
 
     value: "UInt64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    in the unit its name ends with
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Metric", Metric)
@@ -1588,11 +2340,24 @@ default_message_pool.register_message("runtime.v1", "Metric", Metric)
 
 @dataclass(eq=False, repr=False)
 class MetricDescriptor(betterproto2.Message):
+    """
+    A metric that is answered for every pod.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    as cAdvisor calls it
+    """
 
     help: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    a sentence for people
+    """
 
     label_keys: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    names of the labels, in the order of `label_values`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "MetricDescriptor", MetricDescriptor)
@@ -1600,29 +2365,63 @@ default_message_pool.register_message("runtime.v1", "MetricDescriptor", MetricDe
 
 @dataclass(eq=False, repr=False)
 class Mount(betterproto2.Message):
+    """
+    A host's directory or file, or an image, in a container.
+    """
+
     container_path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    absolute
+    """
 
     host_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    absolute, must exist; a symbolic link is followed; empty if `image` is set
+    """
 
     readonly: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    of this mount only, not of mounts below it
+    """
 
     selinux_relabel: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    give the source the container's label
+    """
 
     propagation: "MountPropagation" = betterproto2.field(
         5, betterproto2.TYPE_ENUM, default_factory=lambda: MountPropagation(0)
     )
 
     uid_mappings: "list[IdMapping]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Idmapped mount: owners on disk and as the container sees them; pods with a user namespace only.
+    """
 
     gid_mappings: "list[IdMapping]" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    as uidMappings, for groups; one comes with the other
+    """
 
     recursive_read_only: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    Mounts below it too; needs `readonly`, PROPAGATION_PRIVATE and the handler's feature, else INVALID_ARGUMENT.
+    """
 
     image: "ImageSpec | None" = betterproto2.field(9, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    an image to mount read-only instead of a host's path; must be on this node
+    """
 
     image_sub_path: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    relative path inside the image; empty: all of it
+    """
 
     mount_options: "list[str]" = betterproto2.field(11, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Further options such as "noexec"; sent only if RuntimeFeatures.mount_options is set.
+    """
 
 
 default_message_pool.register_message("runtime.v1", "Mount", Mount)
@@ -1630,6 +2429,10 @@ default_message_pool.register_message("runtime.v1", "Mount", Mount)
 
 @dataclass(eq=False, repr=False)
 class Namespace(betterproto2.Message):
+    """
+    The namespaces of a pod, as they were requested.
+    """
+
     options: "NamespaceOption | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
@@ -1638,15 +2441,34 @@ default_message_pool.register_message("runtime.v1", "Namespace", Namespace)
 
 @dataclass(eq=False, repr=False)
 class NamespaceOption(betterproto2.Message):
+    """
+    The namespaces a pod or container asks for.
+    """
+
     network: "NamespaceMode" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: NamespaceMode(0))
+    """
+    POD or NODE; of the sandbox, containers repeat it
+    """
 
     pid: "NamespaceMode" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: NamespaceMode(0))
+    """
+    POD (shared by all containers), CONTAINER, NODE or TARGET
+    """
 
     ipc: "NamespaceMode" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: NamespaceMode(0))
+    """
+    POD or NODE
+    """
 
     target_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    a container of the same pod, if `pid` is TARGET
+    """
 
     userns_options: "UserNamespace | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: NODE; containers repeat the sandbox's
+    """
 
 
 default_message_pool.register_message("runtime.v1", "NamespaceOption", NamespaceOption)
@@ -1655,6 +2477,9 @@ default_message_pool.register_message("runtime.v1", "NamespaceOption", Namespace
 @dataclass(eq=False, repr=False)
 class NetworkConfig(betterproto2.Message):
     pod_cidr: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    address range of the node's pods; both families as "a,b"; empty: leave alone
+    """
 
 
 default_message_pool.register_message("runtime.v1", "NetworkConfig", NetworkConfig)
@@ -1662,15 +2487,25 @@ default_message_pool.register_message("runtime.v1", "NetworkConfig", NetworkConf
 
 @dataclass(eq=False, repr=False)
 class NetworkInterfaceUsage(betterproto2.Message):
+    """
+    Counters of one interface as the pod sees it; they only rise.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     rx_bytes: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     rx_errors: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    packets
+    """
 
     tx_bytes: "UInt64Value | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     tx_errors: "UInt64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    packets
+    """
 
 
 default_message_pool.register_message("runtime.v1", "NetworkInterfaceUsage", NetworkInterfaceUsage)
@@ -1678,11 +2513,24 @@ default_message_pool.register_message("runtime.v1", "NetworkInterfaceUsage", Net
 
 @dataclass(eq=False, repr=False)
 class NetworkUsage(betterproto2.Message):
+    """
+    Counters of a pod's interfaces, since the pod was made.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     default_interface: "NetworkInterfaceUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the one with the default route
+    """
 
     interfaces: "list[NetworkInterfaceUsage]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    all others
+    """
 
 
 default_message_pool.register_message("runtime.v1", "NetworkUsage", NetworkUsage)
@@ -1698,6 +2546,10 @@ default_message_pool.register_message("runtime.v1", "PodIP", PodIp)
 
 @dataclass(eq=False, repr=False)
 class PodSandbox(betterproto2.Message):
+    """
+    What a list tells of a pod.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     metadata: "PodSandboxMetadata | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -1705,6 +2557,9 @@ class PodSandbox(betterproto2.Message):
     state: "PodSandboxState" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: PodSandboxState(0))
 
     created_at: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         5, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
@@ -1722,6 +2577,10 @@ default_message_pool.register_message("runtime.v1", "PodSandbox", PodSandbox)
 
 @dataclass(eq=False, repr=False)
 class PodSandboxAttributes(betterproto2.Message):
+    """
+    To whom a pod's numbers belong.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     metadata: "PodSandboxMetadata | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -1741,22 +2600,40 @@ default_message_pool.register_message("runtime.v1", "PodSandboxAttributes", PodS
 @dataclass(eq=False, repr=False)
 class PodSandboxConfig(betterproto2.Message):
     metadata: "PodSandboxMetadata | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     hostname: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    empty: the host's, for pods on its network
+    """
 
     log_directory: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    absolute, made by the caller; empty: containers have no logs
+    """
 
     dns_config: "DnsConfig | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: the host's /etc/resolv.conf
+    """
 
     port_mappings: "list[PortMapping]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
 
     labels: "dict[str, str]" = betterproto2.field(
         6, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    may be selected by; come back unaltered
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         7, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    come back unaltered
+    """
 
     linux: "LinuxPodSandboxConfig | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1768,13 +2645,23 @@ default_message_pool.register_message("runtime.v1", "PodSandboxConfig", PodSandb
 
 @dataclass(eq=False, repr=False)
 class PodSandboxFilter(betterproto2.Message):
+    """
+    Conditions that must all hold; an unset one always does.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     state: "PodSandboxStateValue | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     label_selector: "dict[str, str]" = betterproto2.field(
         3, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    labels that must be there with exactly these values
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxFilter", PodSandboxFilter)
@@ -1782,13 +2669,23 @@ default_message_pool.register_message("runtime.v1", "PodSandboxFilter", PodSandb
 
 @dataclass(eq=False, repr=False)
 class PodSandboxMetadata(betterproto2.Message):
+    """
+    The name the caller gives a pod. All four together are unique on a node.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     uid: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    of the pod object; stays the same over attempts
+    """
 
     namespace: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
     attempt: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    counts the sandboxes made for one pod object, from 0
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxMetadata", PodSandboxMetadata)
@@ -1799,6 +2696,9 @@ class PodSandboxMetrics(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     metrics: "list[Metric]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    of the pod as a whole, such as its network's
+    """
 
     container_metrics: "list[ContainerMetrics]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
@@ -1808,9 +2708,19 @@ default_message_pool.register_message("runtime.v1", "PodSandboxMetrics", PodSand
 
 @dataclass(eq=False, repr=False)
 class PodSandboxNetworkStatus(betterproto2.Message):
+    """
+    The addresses of a pod. Empty for pods on the host's network.
+    """
+
     ip: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the primary family
+    """
 
     additional_ips: "list[PodIp]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    all others
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxNetworkStatus", PodSandboxNetworkStatus)
@@ -1818,6 +2728,10 @@ default_message_pool.register_message("runtime.v1", "PodSandboxNetworkStatus", P
 
 @dataclass(eq=False, repr=False)
 class PodSandboxStateValue(betterproto2.Message):
+    """
+    A state whose absence means any state.
+    """
+
     state: "PodSandboxState" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: PodSandboxState(0))
 
 
@@ -1826,7 +2740,14 @@ default_message_pool.register_message("runtime.v1", "PodSandboxStateValue", PodS
 
 @dataclass(eq=False, repr=False)
 class PodSandboxStats(betterproto2.Message):
+    """
+    What a pod uses. Only the part of the node's operating system is set.
+    """
+
     attributes: "PodSandboxAttributes | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    never unset
+    """
 
     linux: "LinuxPodSandboxStats | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1838,11 +2759,21 @@ default_message_pool.register_message("runtime.v1", "PodSandboxStats", PodSandbo
 
 @dataclass(eq=False, repr=False)
 class PodSandboxStatsFilter(betterproto2.Message):
+    """
+    Conditions that must all hold; an unset one always does.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the full id or a unique prefix
+    """
 
     label_selector: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    labels that must be there with exactly these values
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxStatsFilter", PodSandboxStatsFilter)
@@ -1851,6 +2782,9 @@ default_message_pool.register_message("runtime.v1", "PodSandboxStatsFilter", Pod
 @dataclass(eq=False, repr=False)
 class PodSandboxStatsRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxStatsRequest", PodSandboxStatsRequest)
@@ -1873,8 +2807,14 @@ class PodSandboxStatus(betterproto2.Message):
     state: "PodSandboxState" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: PodSandboxState(0))
 
     created_at: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds; never 0
+    """
 
     network: "PodSandboxNetworkStatus | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset once it is torn down
+    """
 
     linux: "LinuxPodSandboxStatus | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -1887,6 +2827,9 @@ class PodSandboxStatus(betterproto2.Message):
     )
 
     runtime_handler: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    as requested
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxStatus", PodSandboxStatus)
@@ -1895,8 +2838,14 @@ default_message_pool.register_message("runtime.v1", "PodSandboxStatus", PodSandb
 @dataclass(eq=False, repr=False)
 class PodSandboxStatusRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     verbose: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    fill `info`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxStatusRequest", PodSandboxStatusRequest)
@@ -1909,10 +2858,19 @@ class PodSandboxStatusResponse(betterproto2.Message):
     info: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    for people and debuggers: JSON by topic; only if verbose
+    """
 
     containers_statuses: "list[ContainerStatus]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Of all the pod's containers; filled for clients that listen to events.
+    """
 
     timestamp: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Unix time in nanoseconds at which all of the answer was true; 0: unknown
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PodSandboxStatusResponse", PodSandboxStatusResponse)
@@ -1921,8 +2879,14 @@ default_message_pool.register_message("runtime.v1", "PodSandboxStatusResponse", 
 @dataclass(eq=False, repr=False)
 class PortForwardRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     port: "list[int]" = betterproto2.field(2, betterproto2.TYPE_INT32, repeated=True)
+    """
+    ports in the pod; the streams may name others
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PortForwardRequest", PortForwardRequest)
@@ -1931,6 +2895,9 @@ default_message_pool.register_message("runtime.v1", "PortForwardRequest", PortFo
 @dataclass(eq=False, repr=False)
 class PortForwardResponse(betterproto2.Message):
     url: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the streaming server
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PortForwardResponse", PortForwardResponse)
@@ -1938,13 +2905,26 @@ default_message_pool.register_message("runtime.v1", "PortForwardResponse", PortF
 
 @dataclass(eq=False, repr=False)
 class PortMapping(betterproto2.Message):
+    """
+    A port of the host that leads into a pod. Not used by pods on the host's network.
+    """
+
     protocol: "Protocol" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: Protocol(0))
 
     container_port: "int" = betterproto2.field(2, betterproto2.TYPE_INT32)
+    """
+    1 to 65535
+    """
 
     host_port: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
+    """
+    1 to 65535; 0: none, the entry only tells that the container listens
+    """
 
     host_ip: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    the one address of the host to listen on; empty: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PortMapping", PortMapping)
@@ -1952,9 +2932,19 @@ default_message_pool.register_message("runtime.v1", "PortMapping", PortMapping)
 
 @dataclass(eq=False, repr=False)
 class ProcessUsage(betterproto2.Message):
+    """
+    Processes of a pod.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     process_count: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    living ones, without threads
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ProcessUsage", ProcessUsage)
@@ -1963,12 +2953,24 @@ default_message_pool.register_message("runtime.v1", "ProcessUsage", ProcessUsage
 @dataclass(eq=False, repr=False)
 class PsiData(betterproto2.Message):
     total: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    nanoseconds; only rises
+    """
 
     avg_10: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    per cent of the last 10 seconds
+    """
 
     avg_60: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    per cent of the last 60 seconds
+    """
 
     avg_300: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    per cent of the last 300 seconds
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PsiData", PsiData)
@@ -1976,9 +2978,19 @@ default_message_pool.register_message("runtime.v1", "PsiData", PsiData)
 
 @dataclass(eq=False, repr=False)
 class PsiStats(betterproto2.Message):
+    """
+    Pressure stall information of one resource: time in which processes waited for it.
+    """
+
     full: "PsiData | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    all of them waited
+    """
 
     some: "PsiData | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    at least one waited
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PsiStats", PsiStats)
@@ -1987,10 +2999,19 @@ default_message_pool.register_message("runtime.v1", "PsiStats", PsiStats)
 @dataclass(eq=False, repr=False)
 class PullImageRequest(betterproto2.Message):
     image: "ImageSpec | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     auth: "AuthConfig | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: anonymous, or the configured credentials
+    """
 
     sandbox_config: "PodSandboxConfig | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    the pod it is pulled for, if any
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PullImageRequest", PullImageRequest)
@@ -1999,6 +3020,9 @@ default_message_pool.register_message("runtime.v1", "PullImageRequest", PullImag
 @dataclass(eq=False, repr=False)
 class PullImageResponse(betterproto2.Message):
     image_ref: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the image's id
+    """
 
 
 default_message_pool.register_message("runtime.v1", "PullImageResponse", PullImageResponse)
@@ -2007,6 +3031,9 @@ default_message_pool.register_message("runtime.v1", "PullImageResponse", PullIma
 @dataclass(eq=False, repr=False)
 class RemoveContainerRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RemoveContainerRequest", RemoveContainerRequest)
@@ -2023,6 +3050,9 @@ default_message_pool.register_message("runtime.v1", "RemoveContainerResponse", R
 @dataclass(eq=False, repr=False)
 class RemoveImageRequest(betterproto2.Message):
     image: "ImageSpec | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RemoveImageRequest", RemoveImageRequest)
@@ -2039,6 +3069,9 @@ default_message_pool.register_message("runtime.v1", "RemoveImageResponse", Remov
 @dataclass(eq=False, repr=False)
 class RemovePodSandboxRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RemovePodSandboxRequest", RemovePodSandboxRequest)
@@ -2055,6 +3088,9 @@ default_message_pool.register_message("runtime.v1", "RemovePodSandboxResponse", 
 @dataclass(eq=False, repr=False)
 class ReopenContainerLogRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "ReopenContainerLogRequest", ReopenContainerLogRequest)
@@ -2070,7 +3106,14 @@ default_message_pool.register_message("runtime.v1", "ReopenContainerLogResponse"
 
 @dataclass(eq=False, repr=False)
 class RestoredContainer(betterproto2.Message):
+    """
+    A container that runs again.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    as in its metadata
+    """
 
     container_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
@@ -2081,16 +3124,31 @@ default_message_pool.register_message("runtime.v1", "RestoredContainer", Restore
 @dataclass(eq=False, repr=False)
 class RestorePodRequest(betterproto2.Message):
     checkpoint_path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    absolute; what CheckpointPod wrote
+    """
 
     config: "PodSandboxConfig | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required; of the new pod
+    """
 
     runtime_handler: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    as in RunPodSandboxRequest
+    """
 
     options: "dict[str, str]" = betterproto2.field(
         4, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    of the runtime handler
+    """
 
     container_configs: "list[ContainerConfig]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    of the new containers; matched with the saved ones by name
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RestorePodRequest", RestorePodRequest)
@@ -2101,6 +3159,9 @@ class RestorePodResponse(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     restored_containers: "list[RestoredContainer]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    all of the pod
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RestorePodResponse", RestorePodResponse)
@@ -2109,8 +3170,14 @@ default_message_pool.register_message("runtime.v1", "RestorePodResponse", Restor
 @dataclass(eq=False, repr=False)
 class RunPodSandboxRequest(betterproto2.Message):
     config: "PodSandboxConfig | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    required
+    """
 
     runtime_handler: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    name of a configured handler; empty: the default one
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RunPodSandboxRequest", RunPodSandboxRequest)
@@ -2126,13 +3193,29 @@ default_message_pool.register_message("runtime.v1", "RunPodSandboxResponse", Run
 
 @dataclass(eq=False, repr=False)
 class RuntimeCondition(betterproto2.Message):
+    """
+    One aspect of the runtime's health.
+    """
+
     type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    RuntimeReady or NetworkReady; other names are for information
+    """
 
     status: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    whether it holds
+    """
 
     reason: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    one CamelCase word, if it does not hold
+    """
 
     message: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    a sentence, if it does not hold
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RuntimeCondition", RuntimeCondition)
@@ -2141,6 +3224,9 @@ default_message_pool.register_message("runtime.v1", "RuntimeCondition", RuntimeC
 @dataclass(eq=False, repr=False)
 class RuntimeConfig(betterproto2.Message):
     network_config: "NetworkConfig | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: leave alone
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RuntimeConfig", RuntimeConfig)
@@ -2164,11 +3250,24 @@ default_message_pool.register_message("runtime.v1", "RuntimeConfigResponse", Run
 
 @dataclass(eq=False, repr=False)
 class RuntimeFeatures(betterproto2.Message):
+    """
+    What the runtime can do whatever the handler.
+    """
+
     supplemental_groups_policy: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    obeys SupplementalGroupsPolicy
+    """
 
     user_namespaces_host_network: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    pods may have a user namespace and the host's network
+    """
 
     mount_options: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    obeys Mount.mount_options
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RuntimeFeatures", RuntimeFeatures)
@@ -2176,6 +3275,10 @@ default_message_pool.register_message("runtime.v1", "RuntimeFeatures", RuntimeFe
 
 @dataclass(eq=False, repr=False)
 class RuntimeHandler(betterproto2.Message):
+    """
+    A way to run containers. The default one is listed under its own name and under "".
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     features: "RuntimeHandlerFeatures | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -2186,6 +3289,10 @@ default_message_pool.register_message("runtime.v1", "RuntimeHandler", RuntimeHan
 
 @dataclass(eq=False, repr=False)
 class RuntimeHandlerFeatures(betterproto2.Message):
+    """
+    What a handler can do on this node; found out by a probe.
+    """
+
     recursive_read_only_mounts: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
     user_namespaces: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
@@ -2197,6 +3304,9 @@ default_message_pool.register_message("runtime.v1", "RuntimeHandlerFeatures", Ru
 @dataclass(eq=False, repr=False)
 class RuntimeStatus(betterproto2.Message):
     conditions: "list[RuntimeCondition]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    RuntimeReady and NetworkReady are always there
+    """
 
 
 default_message_pool.register_message("runtime.v1", "RuntimeStatus", RuntimeStatus)
@@ -2204,11 +3314,18 @@ default_message_pool.register_message("runtime.v1", "RuntimeStatus", RuntimeStat
 
 @dataclass(eq=False, repr=False)
 class SecurityProfile(betterproto2.Message):
+    """
+    A seccomp or AppArmor profile.
+    """
+
     profile_type: "SecurityProfileProfileType" = betterproto2.field(
         1, betterproto2.TYPE_ENUM, default_factory=lambda: SecurityProfileProfileType(0)
     )
 
     localhost_ref: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Seccomp: absolute path of a JSON file; AppArmor: name of a loaded profile; only with Localhost.
+    """
 
 
 default_message_pool.register_message("runtime.v1", "SecurityProfile", SecurityProfile)
@@ -2216,6 +3333,10 @@ default_message_pool.register_message("runtime.v1", "SecurityProfile", SecurityP
 
 @dataclass(eq=False, repr=False)
 class SeLinuxOption(betterproto2.Message):
+    """
+    The four parts of an SELinux label; what is empty is the runtime's choice.
+    """
+
     user: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     role: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -2223,6 +3344,9 @@ class SeLinuxOption(betterproto2.Message):
     type: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
     level: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    sensitivity and categories, for example "s0:c1,c2"
+    """
 
 
 default_message_pool.register_message("runtime.v1", "SELinuxOption", SeLinuxOption)
@@ -2231,6 +3355,9 @@ default_message_pool.register_message("runtime.v1", "SELinuxOption", SeLinuxOpti
 @dataclass(eq=False, repr=False)
 class StartContainerRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StartContainerRequest", StartContainerRequest)
@@ -2247,6 +3374,9 @@ default_message_pool.register_message("runtime.v1", "StartContainerResponse", St
 @dataclass(eq=False, repr=False)
 class StatusRequest(betterproto2.Message):
     verbose: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    fill `info`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StatusRequest", StatusRequest)
@@ -2259,6 +3389,9 @@ class StatusResponse(betterproto2.Message):
     info: "dict[str, str]" = betterproto2.field(
         2, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    for people and debuggers: JSON by topic; only if verbose
+    """
 
     runtime_handlers: "list[RuntimeHandler]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
@@ -2271,8 +3404,14 @@ default_message_pool.register_message("runtime.v1", "StatusResponse", StatusResp
 @dataclass(eq=False, repr=False)
 class StopContainerRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     timeout: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    seconds between the stop signal and SIGKILL; 0: SIGKILL at once
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StopContainerRequest", StopContainerRequest)
@@ -2289,6 +3428,9 @@ default_message_pool.register_message("runtime.v1", "StopContainerResponse", Sto
 @dataclass(eq=False, repr=False)
 class StopPodSandboxRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StopPodSandboxRequest", StopPodSandboxRequest)
@@ -2305,6 +3447,9 @@ default_message_pool.register_message("runtime.v1", "StopPodSandboxResponse", St
 @dataclass(eq=False, repr=False)
 class StreamContainersRequest(betterproto2.Message):
     filter: "ContainerFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StreamContainersRequest", StreamContainersRequest)
@@ -2312,6 +3457,10 @@ default_message_pool.register_message("runtime.v1", "StreamContainersRequest", S
 
 @dataclass(eq=False, repr=False)
 class StreamContainersResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     containers: "list[Container]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2321,6 +3470,9 @@ default_message_pool.register_message("runtime.v1", "StreamContainersResponse", 
 @dataclass(eq=False, repr=False)
 class StreamContainerStatsRequest(betterproto2.Message):
     filter: "ContainerStatsFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StreamContainerStatsRequest", StreamContainerStatsRequest)
@@ -2328,6 +3480,10 @@ default_message_pool.register_message("runtime.v1", "StreamContainerStatsRequest
 
 @dataclass(eq=False, repr=False)
 class StreamContainerStatsResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     container_stats: "list[ContainerStats]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2337,6 +3493,9 @@ default_message_pool.register_message("runtime.v1", "StreamContainerStatsRespons
 @dataclass(eq=False, repr=False)
 class StreamImagesRequest(betterproto2.Message):
     filter: "ImageFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StreamImagesRequest", StreamImagesRequest)
@@ -2344,6 +3503,10 @@ default_message_pool.register_message("runtime.v1", "StreamImagesRequest", Strea
 
 @dataclass(eq=False, repr=False)
 class StreamImagesResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     images: "list[Image]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2353,6 +3516,9 @@ default_message_pool.register_message("runtime.v1", "StreamImagesResponse", Stre
 @dataclass(eq=False, repr=False)
 class StreamPodSandboxesRequest(betterproto2.Message):
     filter: "PodSandboxFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StreamPodSandboxesRequest", StreamPodSandboxesRequest)
@@ -2360,6 +3526,10 @@ default_message_pool.register_message("runtime.v1", "StreamPodSandboxesRequest",
 
 @dataclass(eq=False, repr=False)
 class StreamPodSandboxesResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     pod_sandboxes: "list[PodSandbox]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2376,6 +3546,10 @@ default_message_pool.register_message("runtime.v1", "StreamPodSandboxMetricsRequ
 
 @dataclass(eq=False, repr=False)
 class StreamPodSandboxMetricsResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     pod_sandbox_metrics: "list[PodSandboxMetrics]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2385,6 +3559,9 @@ default_message_pool.register_message("runtime.v1", "StreamPodSandboxMetricsResp
 @dataclass(eq=False, repr=False)
 class StreamPodSandboxStatsRequest(betterproto2.Message):
     filter: "PodSandboxStatsFilter | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    unset: all
+    """
 
 
 default_message_pool.register_message("runtime.v1", "StreamPodSandboxStatsRequest", StreamPodSandboxStatsRequest)
@@ -2392,6 +3569,10 @@ default_message_pool.register_message("runtime.v1", "StreamPodSandboxStatsReques
 
 @dataclass(eq=False, repr=False)
 class StreamPodSandboxStatsResponse(betterproto2.Message):
+    """
+    A part of the list.
+    """
+
     pod_sandbox_stats: "list[PodSandboxStats]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
@@ -2401,8 +3582,14 @@ default_message_pool.register_message("runtime.v1", "StreamPodSandboxStatsRespon
 @dataclass(eq=False, repr=False)
 class SwapUsage(betterproto2.Message):
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     swap_available_bytes: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    limit minus usage; unset without a limit
+    """
 
     swap_usage_bytes: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -2412,6 +3599,10 @@ default_message_pool.register_message("runtime.v1", "SwapUsage", SwapUsage)
 
 @dataclass(eq=False, repr=False)
 class UInt64Value(betterproto2.Message):
+    """
+    A number whose absence (not measured) means something else than 0.
+    """
+
     value: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
 
@@ -2421,6 +3612,9 @@ default_message_pool.register_message("runtime.v1", "UInt64Value", UInt64Value)
 @dataclass(eq=False, repr=False)
 class UpdateContainerResourcesRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     linux: "LinuxContainerResources | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -2429,6 +3623,9 @@ class UpdateContainerResourcesRequest(betterproto2.Message):
     annotations: "dict[str, str]" = betterproto2.field(
         4, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+    """
+    further settings of a handler; unknown ones are ignored
+    """
 
 
 default_message_pool.register_message("runtime.v1", "UpdateContainerResourcesRequest", UpdateContainerResourcesRequest)
@@ -2447,10 +3644,19 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class UpdatePodSandboxResourcesRequest(betterproto2.Message):
     pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    required
+    """
 
     overhead: "LinuxContainerResources | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    what the pod needs besides its containers; not part of `resources`
+    """
 
     resources: "LinuxContainerResources | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    sum over the containers
+    """
 
 
 default_message_pool.register_message(
@@ -2486,11 +3692,24 @@ default_message_pool.register_message("runtime.v1", "UpdateRuntimeConfigResponse
 
 @dataclass(eq=False, repr=False)
 class UserNamespace(betterproto2.Message):
+    """
+    User and group ids of a pod.
+    """
+
     mode: "NamespaceMode" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: NamespaceMode(0))
+    """
+    POD or NODE; others are INVALID_ARGUMENT
+    """
 
     uids: "list[IdMapping]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    with POD exactly one, beginning at id 0 inside; with NODE none
+    """
 
     gids: "list[IdMapping]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    as `uids`
+    """
 
 
 default_message_pool.register_message("runtime.v1", "UserNamespace", UserNamespace)
@@ -2499,6 +3718,9 @@ default_message_pool.register_message("runtime.v1", "UserNamespace", UserNamespa
 @dataclass(eq=False, repr=False)
 class VersionRequest(betterproto2.Message):
     version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    the client's CRI version, for information
+    """
 
 
 default_message_pool.register_message("runtime.v1", "VersionRequest", VersionRequest)
@@ -2507,12 +3729,24 @@ default_message_pool.register_message("runtime.v1", "VersionRequest", VersionReq
 @dataclass(eq=False, repr=False)
 class VersionResponse(betterproto2.Message):
     version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    always "0.1.0"
+    """
 
     runtime_name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    part of every container id the kubelet shows; never changes
+    """
 
     runtime_version: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    a semantic version
+    """
 
     runtime_api_version: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    "v1"
+    """
 
 
 default_message_pool.register_message("runtime.v1", "VersionResponse", VersionResponse)
@@ -2532,17 +3766,34 @@ default_message_pool.register_message("runtime.v1", "WindowsContainerConfig", Wi
 
 @dataclass(eq=False, repr=False)
 class WindowsContainerResources(betterproto2.Message):
+    """
+    Limits of a Windows container. What is 0 is not set. Of the three CPU limits at most one counts: count before shares
+    before maximum.
+    """
+
     cpu_shares: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    relative weight, 1 to 10000
+    """
 
     cpu_count: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    processors
+    """
 
     cpu_maximum: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    hundredths of a per cent of the node's CPU time, 1 to 10000
+    """
 
     memory_limit_in_bytes: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
 
     rootfs_size_in_bytes: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
 
     affinity_cpus: "list[WindowsCpuGroupAffinity]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    the processors it may run on; empty: any
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsContainerResources", WindowsContainerResources)
@@ -2551,10 +3802,19 @@ default_message_pool.register_message("runtime.v1", "WindowsContainerResources",
 @dataclass(eq=False, repr=False)
 class WindowsContainerSecurityContext(betterproto2.Message):
     run_as_username: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    a user of the container, or with `host_process` of the host
+    """
 
     credential_spec: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    contents of a gMSA credential specification, JSON
+    """
 
     host_process: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    as the sandbox says
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsContainerSecurityContext", WindowsContainerSecurityContext)
@@ -2563,12 +3823,18 @@ default_message_pool.register_message("runtime.v1", "WindowsContainerSecurityCon
 @dataclass(eq=False, repr=False)
 class WindowsContainerStats(betterproto2.Message):
     attributes: "ContainerAttributes | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    never unset
+    """
 
     cpu: "WindowsCpuUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     memory: "WindowsMemoryUsage | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     writable_layer: "WindowsFilesystemUsage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    what it wrote over its image
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsContainerStats", WindowsContainerStats)
@@ -2576,9 +3842,19 @@ default_message_pool.register_message("runtime.v1", "WindowsContainerStats", Win
 
 @dataclass(eq=False, repr=False)
 class WindowsCpuGroupAffinity(betterproto2.Message):
+    """
+    Processors of one processor group.
+    """
+
     cpu_mask: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    one bit for each processor
+    """
 
     cpu_group: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    number of the group
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsCpuGroupAffinity", WindowsCpuGroupAffinity)
@@ -2587,10 +3863,19 @@ default_message_pool.register_message("runtime.v1", "WindowsCpuGroupAffinity", W
 @dataclass(eq=False, repr=False)
 class WindowsCpuUsage(betterproto2.Message):
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds; advances with every reading
+    """
 
     usage_core_nano_seconds: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    CPU time of all cores since the start; only rises
+    """
 
     usage_nano_cores: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    use between two readings, in billionths of a core; unset: not computed yet
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsCpuUsage", WindowsCpuUsage)
@@ -2598,7 +3883,14 @@ default_message_pool.register_message("runtime.v1", "WindowsCpuUsage", WindowsCp
 
 @dataclass(eq=False, repr=False)
 class WindowsFilesystemUsage(betterproto2.Message):
+    """
+    Disk space used on one volume.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the measurement in nanoseconds
+    """
 
     fs_id: "FilesystemIdentifier | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -2611,14 +3903,26 @@ default_message_pool.register_message("runtime.v1", "WindowsFilesystemUsage", Wi
 @dataclass(eq=False, repr=False)
 class WindowsMemoryUsage(betterproto2.Message):
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     working_set_bytes: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    private working set
+    """
 
     available_bytes: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    limit minus working set; unset without a limit
+    """
 
     page_faults: "UInt64Value | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     commit_memory_bytes: "UInt64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    memory promised to its processes
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsMemoryUsage", WindowsMemoryUsage)
@@ -2627,6 +3931,9 @@ default_message_pool.register_message("runtime.v1", "WindowsMemoryUsage", Window
 @dataclass(eq=False, repr=False)
 class WindowsNamespaceOption(betterproto2.Message):
     network: "NamespaceMode" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: NamespaceMode(0))
+    """
+    POD or NODE
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsNamespaceOption", WindowsNamespaceOption)
@@ -2634,15 +3941,25 @@ default_message_pool.register_message("runtime.v1", "WindowsNamespaceOption", Wi
 
 @dataclass(eq=False, repr=False)
 class WindowsNetworkInterfaceUsage(betterproto2.Message):
+    """
+    Counters of one endpoint as the pod sees it; they only rise.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     rx_bytes: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     rx_packets_dropped: "UInt64Value | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    packets
+    """
 
     tx_bytes: "UInt64Value | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     tx_packets_dropped: "UInt64Value | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    packets
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsNetworkInterfaceUsage", WindowsNetworkInterfaceUsage)
@@ -2650,13 +3967,26 @@ default_message_pool.register_message("runtime.v1", "WindowsNetworkInterfaceUsag
 
 @dataclass(eq=False, repr=False)
 class WindowsNetworkUsage(betterproto2.Message):
+    """
+    Counters of a pod's endpoints, since the pod was made.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     default_interface: "WindowsNetworkInterfaceUsage | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    the one with the default route
+    """
 
     interfaces: "list[WindowsNetworkInterfaceUsage]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    all others
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsNetworkUsage", WindowsNetworkUsage)
@@ -2674,6 +4004,10 @@ default_message_pool.register_message("runtime.v1", "WindowsPodSandboxConfig", W
 
 @dataclass(eq=False, repr=False)
 class WindowsPodSandboxStats(betterproto2.Message):
+    """
+    Of the pod's compute system.
+    """
+
     cpu: "WindowsCpuUsage | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     memory: "WindowsMemoryUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
@@ -2683,6 +4017,9 @@ class WindowsPodSandboxStats(betterproto2.Message):
     process: "WindowsProcessUsage | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     containers: "list[WindowsContainerStats]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    each running container's own
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsPodSandboxStats", WindowsPodSandboxStats)
@@ -2690,9 +4027,19 @@ default_message_pool.register_message("runtime.v1", "WindowsPodSandboxStats", Wi
 
 @dataclass(eq=False, repr=False)
 class WindowsProcessUsage(betterproto2.Message):
+    """
+    Processes of a pod.
+    """
+
     timestamp: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Unix time of the reading in nanoseconds
+    """
 
     process_count: "UInt64Value | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    living ones
+    """
 
 
 default_message_pool.register_message("runtime.v1", "WindowsProcessUsage", WindowsProcessUsage)
@@ -2701,10 +4048,19 @@ default_message_pool.register_message("runtime.v1", "WindowsProcessUsage", Windo
 @dataclass(eq=False, repr=False)
 class WindowsSandboxSecurityContext(betterproto2.Message):
     run_as_username: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    of the sandbox's own process
+    """
 
     credential_spec: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    contents of a gMSA credential specification, JSON
+    """
 
     host_process: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    the pod's processes run on the host itself
+    """
 
     namespace_options: "WindowsNamespaceOption | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
@@ -2713,6 +4069,13 @@ default_message_pool.register_message("runtime.v1", "WindowsSandboxSecurityConte
 
 
 class ImageServiceStub(betterproto2_grpclib.ServiceStub):
+    """
+    Images on this node.
+
+    An image is named by its id, a unique prefix of one, a tag or a digest. The id is the same text everywhere: in
+    `Image.id`, `PullImageResponse.image_ref` and a container's `image_id`.
+    """
+
     async def list_images(
         self,
         message: "ListImagesRequest",
@@ -2721,6 +4084,9 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListImagesResponse":
+        """
+        The images on this node that pass the filter. Read-only.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.ImageService/ListImages",
@@ -2739,6 +4105,9 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamImagesResponse]":
+        """
+        As ListImages, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         async for response in self._unary_stream(
             "/runtime.v1.ImageService/StreamImages",
@@ -2758,6 +4127,9 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ImageStatusResponse":
+        """
+        One image, or no image and no error where it is not on this node. Read-only.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.ImageService/ImageStatus",
@@ -2776,6 +4148,12 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PullImageResponse":
+        """
+        Fetches an image, or finds that what its name means now is here already; the registry is asked with the given
+        credentials either way. Idempotent; callers of one image at one time share one pull. There is no deadline. Errors:
+        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNAVAILABLE (the registry is
+        down; the message begins with RegistryUnavailable), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.ImageService/PullImage",
@@ -2794,6 +4172,10 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RemoveImageResponse":
+        """
+        Removes an image with all its tags and digests and frees its space at once. Containers made from it keep what they
+        need. Idempotent; an unknown image is a success.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.ImageService/RemoveImage",
@@ -2812,6 +4194,9 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ImageFsInfoResponse":
+        """
+        How much disk space images and writable layers use. Read-only; measured in the background.
+        """
 
         if message is None:
             message = ImageFsInfoRequest()
@@ -2827,6 +4212,14 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
 
 
 class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
+    """
+    Pods and containers.
+
+    Ids are 64 lower-case hex digits; a unique prefix of one is accepted wherever an id is asked for. Calls that stop or
+    remove succeed when there is nothing left to do. A request repeated while the first is still running joins it and
+    gets its answer.
+    """
+
     async def version(
         self,
         message: "VersionRequest",
@@ -2835,6 +4228,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "VersionResponse":
+        """
+        Name and versions of the runtime. Read-only; answered from memory.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/Version",
@@ -2853,6 +4249,13 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RunPodSandboxResponse":
+        """
+        Makes a pod and starts it: its namespaces, network, files and cgroup exist when this returns. Idempotent in
+        `config.metadata` (name, namespace, uid and attempt together): repeating it answers with the same id. A failed call
+        leaves nothing behind, for the caller never learns an id. Errors: INVALID_ARGUMENT (metadata missing, options that
+        exclude each other), NOT_FOUND (no such runtime handler), RESOURCE_EXHAUSTED (no free address), ALREADY_EXISTS (a
+        host port is taken).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/RunPodSandbox",
@@ -2871,6 +4274,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StopPodSandboxResponse":
+        """
+        Kills what still runs in a pod and takes its network down. All its containers are dead and the network namespace is
+        gone when this returns. Idempotent; an unknown id is a success.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/StopPodSandbox",
@@ -2889,6 +4296,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RemovePodSandboxResponse":
+        """
+        Removes a pod with all its containers, stopping it first if need be. Idempotent; an unknown id is a success.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/RemovePodSandbox",
@@ -2907,6 +4317,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PodSandboxStatusResponse":
+        """
+        The state of one pod. Read-only. Errors: NOT_FOUND.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/PodSandboxStatus",
@@ -2925,6 +4338,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListPodSandboxResponse":
+        """
+        The pods that pass the filter, in any state. Read-only; callers poll it every second, so it costs next to nothing.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ListPodSandbox",
@@ -2943,6 +4359,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamPodSandboxesResponse]":
+        """
+        As ListPodSandbox, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         async for response in self._unary_stream(
             "/runtime.v1.RuntimeService/StreamPodSandboxes",
@@ -2962,6 +4381,12 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateContainerResponse":
+        """
+        Makes a container in a ready pod, without starting any process of its user. Idempotent in the pod's id with
+        `config.metadata`: repeating it answers with the same id. A failed call leaves nothing behind. Errors: NOT_FOUND
+        (no such pod, or its image is not on this node), FAILED_PRECONDITION (the pod is not ready), INVALID_ARGUMENT (a
+        relative log path, an unknown user, a mount source that does not exist).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/CreateContainer",
@@ -2980,6 +4405,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StartContainerResponse":
+        """
+        Starts a created container; its log file exists when this returns. A container that cannot start becomes EXITED
+        with reason StartError. Errors: NOT_FOUND, FAILED_PRECONDITION (it is not in state CREATED).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/StartContainer",
@@ -2998,6 +4427,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StopContainerResponse":
+        """
+        Stops a container: its stop signal, up to `timeout` seconds to end, then SIGKILL. It is dead when this returns. A
+        second call with a shorter timeout shortens the wait of the first. Idempotent; an unknown id is a success.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/StopContainer",
@@ -3016,6 +4449,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RemoveContainerResponse":
+        """
+        Removes a container, killing it first if it runs. Its log file stays: it is the caller's. Idempotent; an unknown id
+        is a success.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/RemoveContainer",
@@ -3034,6 +4471,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListContainersResponse":
+        """
+        The containers that pass the filter, in any state. Read-only; callers poll it every second, so it costs next to
+        nothing.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ListContainers",
@@ -3052,6 +4493,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamContainersResponse]":
+        """
+        As ListContainers, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         async for response in self._unary_stream(
             "/runtime.v1.RuntimeService/StreamContainers",
@@ -3071,6 +4515,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ContainerStatusResponse":
+        """
+        The state of one container; exited ones are known until they are removed. Read-only. Errors: NOT_FOUND.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ContainerStatus",
@@ -3089,6 +4536,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateContainerResourcesResponse":
+        """
+        Changes the limits of a created or running container; what is 0 or empty in the request is left alone. Idempotent.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it has exited), INVALID_ARGUMENT (the kernel refuses a value).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/UpdateContainerResources",
@@ -3107,6 +4558,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ReopenContainerLogResponse":
+        """
+        Goes on writing the log to a new file at the old path, for a caller that has renamed the old one. No line is lost
+        or doubled. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ReopenContainerLog",
@@ -3125,6 +4580,11 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ExecSyncResponse":
+        """
+        Runs a command in a running container, to its end, and answers its output and exit code. An exit code other than 0
+        is no error. Not idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running),
+        DEADLINE_EXCEEDED (`timeout` passed; all its processes are killed), INVALID_ARGUMENT (no command).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ExecSync",
@@ -3143,6 +4603,11 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ExecResponse":
+        """
+        Prepares to run a command in a running container with its streams at the URL answered. The URL is good once, for a
+        short time. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running), RESOURCE_EXHAUSTED (too many
+        prepared streams that nobody has used).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/Exec",
@@ -3161,6 +4626,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AttachResponse":
+        """
+        Prepares to join the streams of a running container at the URL answered. Otherwise as Exec.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/Attach",
@@ -3179,6 +4647,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PortForwardResponse":
+        """
+        Prepares to forward TCP connections into a pod's network at the URL answered. Otherwise as Exec.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/PortForward",
@@ -3197,6 +4668,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ContainerStatsResponse":
+        """
+        What one container uses. Read-only. Errors: NOT_FOUND.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ContainerStats",
@@ -3215,6 +4689,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListContainerStatsResponse":
+        """
+        What the containers that pass the filter use. Read-only; disk usage is measured in the background, never here.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ListContainerStats",
@@ -3233,6 +4710,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamContainerStatsResponse]":
+        """
+        As ListContainerStats, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         async for response in self._unary_stream(
             "/runtime.v1.RuntimeService/StreamContainerStats",
@@ -3252,6 +4732,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PodSandboxStatsResponse":
+        """
+        What one pod uses as a whole, with its containers. Read-only. Errors: NOT_FOUND.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/PodSandboxStats",
@@ -3270,6 +4753,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListPodSandboxStatsResponse":
+        """
+        What the pods that pass the filter use. Read-only.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/ListPodSandboxStats",
@@ -3288,6 +4774,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamPodSandboxStatsResponse]":
+        """
+        As ListPodSandboxStats, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         async for response in self._unary_stream(
             "/runtime.v1.RuntimeService/StreamPodSandboxStats",
@@ -3307,6 +4796,11 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateRuntimeConfigResponse":
+        """
+        Tells the node's pod address ranges, at the caller's start and when they change. Idempotent. Errors:
+        INVALID_ARGUMENT (not a range, or two of one family), FAILED_PRECONDITION (pods have addresses outside the new
+        range).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/UpdateRuntimeConfig",
@@ -3325,6 +4819,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StatusResponse":
+        """
+        Whether containers and their network can be made now. Read-only; answered from memory.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/Status",
@@ -3343,6 +4840,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CheckpointContainerResponse":
+        """
+        Writes the state of a running container to an archive; the container goes on running. Errors: NOT_FOUND,
+        FAILED_PRECONDITION (it is not running), UNIMPLEMENTED (the runtime handler cannot), DEADLINE_EXCEEDED.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/CheckpointContainer",
@@ -3361,6 +4862,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CheckpointPodResponse":
+        """
+        Writes the state of a whole pod to a path; the pod goes on running. Errors: as CheckpointContainer.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/CheckpointPod",
@@ -3379,6 +4883,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RestorePodResponse":
+        """
+        Makes a pod and its containers from a checkpoint, running from where they were. A failed call leaves nothing
+        behind. Errors: as RunPodSandbox and CreateContainer, and INVALID_ARGUMENT (not a checkpoint).
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/RestorePod",
@@ -3397,6 +4905,10 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ContainerEventResponse]":
+        """
+        Events of all pods and containers from now on, without end. Each is sent after the state it tells of can be seen in
+        the status calls. Any number of clients may listen; what happened while one was away it must list for itself.
+        """
 
         if message is None:
             message = GetEventsRequest()
@@ -3419,6 +4931,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListMetricDescriptorsResponse":
+        """
+        The metrics ListPodSandboxMetrics can answer with. Read-only; the same for the life of the process.
+        """
 
         if message is None:
             message = ListMetricDescriptorsRequest()
@@ -3440,6 +4955,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListPodSandboxMetricsResponse":
+        """
+        The values of all metrics, for all pods. Read-only.
+        """
 
         if message is None:
             message = ListPodSandboxMetricsRequest()
@@ -3461,6 +4979,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[StreamPodSandboxMetricsResponse]":
+        """
+        As ListPodSandboxMetrics, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         if message is None:
             message = StreamPodSandboxMetricsRequest()
@@ -3483,6 +5004,9 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "RuntimeConfigResponse":
+        """
+        What a client must do as the runtime does. Read-only; right before the first pod is made.
+        """
 
         if message is None:
             message = RuntimeConfigRequest()
@@ -3504,6 +5028,11 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdatePodSandboxResourcesResponse":
+        """
+        Tells the resources of a pod as a whole before the caller changes the pod's cgroup; told again with the old values
+        if that failed. The runtime need do nothing with them. Idempotent. Errors: NOT_FOUND; any error keeps the caller
+        from changing the cgroup.
+        """
 
         return await self._unary_unary(
             "/runtime.v1.RuntimeService/UpdatePodSandboxResources",
@@ -3516,28 +5045,57 @@ class RuntimeServiceStub(betterproto2_grpclib.ServiceStub):
 
 
 class ImageServiceBase(betterproto2_grpclib.ServiceBase):
+    """
+    Images on this node.
+
+    An image is named by its id, a unique prefix of one, a tag or a digest. The id is the same text everywhere: in
+    `Image.id`, `PullImageResponse.image_ref` and a container's `image_id`.
+    """
+
     async def list_images(self, message: "ListImagesRequest") -> "ListImagesResponse":
+        """
+        The images on this node that pass the filter. Read-only.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_images(self, message: "StreamImagesRequest") -> "AsyncIterator[StreamImagesResponse]":
+        """
+        As ListImages, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamImagesResponse()
 
     async def image_status(self, message: "ImageStatusRequest") -> "ImageStatusResponse":
+        """
+        One image, or no image and no error where it is not on this node. Read-only.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def pull_image(self, message: "PullImageRequest") -> "PullImageResponse":
+        """
+        Fetches an image, or finds that what its name means now is here already; the registry is asked with the given
+        credentials either way. Idempotent; callers of one image at one time share one pull. There is no deadline. Errors:
+        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNAVAILABLE (the registry is
+        down; the message begins with RegistryUnavailable), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def remove_image(self, message: "RemoveImageRequest") -> "RemoveImageResponse":
+        """
+        Removes an image with all its tags and digests and frees its space at once. Containers made from it keep what they
+        need. Idempotent; an unknown image is a success.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def image_fs_info(self, message: "ImageFsInfoRequest") -> "ImageFsInfoResponse":
+        """
+        How much disk space images and writable layers use. Read-only; measured in the background.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -3630,171 +5188,315 @@ class ImageServiceBase(betterproto2_grpclib.ServiceBase):
 
 
 class RuntimeServiceBase(betterproto2_grpclib.ServiceBase):
+    """
+    Pods and containers.
+
+    Ids are 64 lower-case hex digits; a unique prefix of one is accepted wherever an id is asked for. Calls that stop or
+    remove succeed when there is nothing left to do. A request repeated while the first is still running joins it and
+    gets its answer.
+    """
+
     async def version(self, message: "VersionRequest") -> "VersionResponse":
+        """
+        Name and versions of the runtime. Read-only; answered from memory.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def run_pod_sandbox(self, message: "RunPodSandboxRequest") -> "RunPodSandboxResponse":
+        """
+        Makes a pod and starts it: its namespaces, network, files and cgroup exist when this returns. Idempotent in
+        `config.metadata` (name, namespace, uid and attempt together): repeating it answers with the same id. A failed call
+        leaves nothing behind, for the caller never learns an id. Errors: INVALID_ARGUMENT (metadata missing, options that
+        exclude each other), NOT_FOUND (no such runtime handler), RESOURCE_EXHAUSTED (no free address), ALREADY_EXISTS (a
+        host port is taken).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stop_pod_sandbox(self, message: "StopPodSandboxRequest") -> "StopPodSandboxResponse":
+        """
+        Kills what still runs in a pod and takes its network down. All its containers are dead and the network namespace is
+        gone when this returns. Idempotent; an unknown id is a success.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def remove_pod_sandbox(self, message: "RemovePodSandboxRequest") -> "RemovePodSandboxResponse":
+        """
+        Removes a pod with all its containers, stopping it first if need be. Idempotent; an unknown id is a success.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def pod_sandbox_status(self, message: "PodSandboxStatusRequest") -> "PodSandboxStatusResponse":
+        """
+        The state of one pod. Read-only. Errors: NOT_FOUND.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_pod_sandbox(self, message: "ListPodSandboxRequest") -> "ListPodSandboxResponse":
+        """
+        The pods that pass the filter, in any state. Read-only; callers poll it every second, so it costs next to nothing.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_pod_sandboxes(
         self, message: "StreamPodSandboxesRequest"
     ) -> "AsyncIterator[StreamPodSandboxesResponse]":
+        """
+        As ListPodSandbox, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamPodSandboxesResponse()
 
     async def create_container(self, message: "CreateContainerRequest") -> "CreateContainerResponse":
+        """
+        Makes a container in a ready pod, without starting any process of its user. Idempotent in the pod's id with
+        `config.metadata`: repeating it answers with the same id. A failed call leaves nothing behind. Errors: NOT_FOUND
+        (no such pod, or its image is not on this node), FAILED_PRECONDITION (the pod is not ready), INVALID_ARGUMENT (a
+        relative log path, an unknown user, a mount source that does not exist).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def start_container(self, message: "StartContainerRequest") -> "StartContainerResponse":
+        """
+        Starts a created container; its log file exists when this returns. A container that cannot start becomes EXITED
+        with reason StartError. Errors: NOT_FOUND, FAILED_PRECONDITION (it is not in state CREATED).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stop_container(self, message: "StopContainerRequest") -> "StopContainerResponse":
+        """
+        Stops a container: its stop signal, up to `timeout` seconds to end, then SIGKILL. It is dead when this returns. A
+        second call with a shorter timeout shortens the wait of the first. Idempotent; an unknown id is a success.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def remove_container(self, message: "RemoveContainerRequest") -> "RemoveContainerResponse":
+        """
+        Removes a container, killing it first if it runs. Its log file stays: it is the caller's. Idempotent; an unknown id
+        is a success.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_containers(self, message: "ListContainersRequest") -> "ListContainersResponse":
+        """
+        The containers that pass the filter, in any state. Read-only; callers poll it every second, so it costs next to
+        nothing.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_containers(self, message: "StreamContainersRequest") -> "AsyncIterator[StreamContainersResponse]":
+        """
+        As ListContainers, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamContainersResponse()
 
     async def container_status(self, message: "ContainerStatusRequest") -> "ContainerStatusResponse":
+        """
+        The state of one container; exited ones are known until they are removed. Read-only. Errors: NOT_FOUND.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update_container_resources(
         self, message: "UpdateContainerResourcesRequest"
     ) -> "UpdateContainerResourcesResponse":
+        """
+        Changes the limits of a created or running container; what is 0 or empty in the request is left alone. Idempotent.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it has exited), INVALID_ARGUMENT (the kernel refuses a value).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def reopen_container_log(self, message: "ReopenContainerLogRequest") -> "ReopenContainerLogResponse":
+        """
+        Goes on writing the log to a new file at the old path, for a caller that has renamed the old one. No line is lost
+        or doubled. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def exec_sync(self, message: "ExecSyncRequest") -> "ExecSyncResponse":
+        """
+        Runs a command in a running container, to its end, and answers its output and exit code. An exit code other than 0
+        is no error. Not idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running),
+        DEADLINE_EXCEEDED (`timeout` passed; all its processes are killed), INVALID_ARGUMENT (no command).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def exec(self, message: "ExecRequest") -> "ExecResponse":
+        """
+        Prepares to run a command in a running container with its streams at the URL answered. The URL is good once, for a
+        short time. Errors: NOT_FOUND, FAILED_PRECONDITION (the container is not running), RESOURCE_EXHAUSTED (too many
+        prepared streams that nobody has used).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def attach(self, message: "AttachRequest") -> "AttachResponse":
+        """
+        Prepares to join the streams of a running container at the URL answered. Otherwise as Exec.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def port_forward(self, message: "PortForwardRequest") -> "PortForwardResponse":
+        """
+        Prepares to forward TCP connections into a pod's network at the URL answered. Otherwise as Exec.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def container_stats(self, message: "ContainerStatsRequest") -> "ContainerStatsResponse":
+        """
+        What one container uses. Read-only. Errors: NOT_FOUND.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_container_stats(self, message: "ListContainerStatsRequest") -> "ListContainerStatsResponse":
+        """
+        What the containers that pass the filter use. Read-only; disk usage is measured in the background, never here.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_container_stats(
         self, message: "StreamContainerStatsRequest"
     ) -> "AsyncIterator[StreamContainerStatsResponse]":
+        """
+        As ListContainerStats, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamContainerStatsResponse()
 
     async def pod_sandbox_stats(self, message: "PodSandboxStatsRequest") -> "PodSandboxStatsResponse":
+        """
+        What one pod uses as a whole, with its containers. Read-only. Errors: NOT_FOUND.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_pod_sandbox_stats(self, message: "ListPodSandboxStatsRequest") -> "ListPodSandboxStatsResponse":
+        """
+        What the pods that pass the filter use. Read-only.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_pod_sandbox_stats(
         self, message: "StreamPodSandboxStatsRequest"
     ) -> "AsyncIterator[StreamPodSandboxStatsResponse]":
+        """
+        As ListPodSandboxStats, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamPodSandboxStatsResponse()
 
     async def update_runtime_config(self, message: "UpdateRuntimeConfigRequest") -> "UpdateRuntimeConfigResponse":
+        """
+        Tells the node's pod address ranges, at the caller's start and when they change. Idempotent. Errors:
+        INVALID_ARGUMENT (not a range, or two of one family), FAILED_PRECONDITION (pods have addresses outside the new
+        range).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def status(self, message: "StatusRequest") -> "StatusResponse":
+        """
+        Whether containers and their network can be made now. Read-only; answered from memory.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def checkpoint_container(self, message: "CheckpointContainerRequest") -> "CheckpointContainerResponse":
+        """
+        Writes the state of a running container to an archive; the container goes on running. Errors: NOT_FOUND,
+        FAILED_PRECONDITION (it is not running), UNIMPLEMENTED (the runtime handler cannot), DEADLINE_EXCEEDED.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def checkpoint_pod(self, message: "CheckpointPodRequest") -> "CheckpointPodResponse":
+        """
+        Writes the state of a whole pod to a path; the pod goes on running. Errors: as CheckpointContainer.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def restore_pod(self, message: "RestorePodRequest") -> "RestorePodResponse":
+        """
+        Makes a pod and its containers from a checkpoint, running from where they were. A failed call leaves nothing
+        behind. Errors: as RunPodSandbox and CreateContainer, and INVALID_ARGUMENT (not a checkpoint).
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_container_events(self, message: "GetEventsRequest") -> "AsyncIterator[ContainerEventResponse]":
+        """
+        Events of all pods and containers from now on, without end. Each is sent after the state it tells of can be seen in
+        the status calls. Any number of clients may listen; what happened while one was away it must list for itself.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ContainerEventResponse()
 
     async def list_metric_descriptors(self, message: "ListMetricDescriptorsRequest") -> "ListMetricDescriptorsResponse":
+        """
+        The metrics ListPodSandboxMetrics can answer with. Read-only; the same for the life of the process.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_pod_sandbox_metrics(
         self, message: "ListPodSandboxMetricsRequest"
     ) -> "ListPodSandboxMetricsResponse":
+        """
+        The values of all metrics, for all pods. Read-only.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_pod_sandbox_metrics(
         self, message: "StreamPodSandboxMetricsRequest"
     ) -> "AsyncIterator[StreamPodSandboxMetricsResponse]":
+        """
+        As ListPodSandboxMetrics, in messages of any size and in any order; the end of the stream ends the list.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamPodSandboxMetricsResponse()
 
     async def runtime_config(self, message: "RuntimeConfigRequest") -> "RuntimeConfigResponse":
+        """
+        What a client must do as the runtime does. Read-only; right before the first pod is made.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update_pod_sandbox_resources(
         self, message: "UpdatePodSandboxResourcesRequest"
     ) -> "UpdatePodSandboxResourcesResponse":
+        """
+        Tells the resources of a pod as a whole before the caller changes the pod's cgroup; told again with the old values
+        if that failed. The runtime need do nothing with them. Idempotent. Errors: NOT_FOUND; any error keeps the caller
+        from changing the cgroup.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

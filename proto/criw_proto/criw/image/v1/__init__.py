@@ -34,6 +34,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class LayerState(betterproto2.Enum):
+    """
+    What happens to a layer now.
+    """
+
     WAITING = 0
 
     DOWNLOADING = 1
@@ -93,6 +97,10 @@ default_message_pool.register_message("criw.image.v1", "InspectResponse", Inspec
 
 @dataclass(eq=False, repr=False)
 class LayerProgress(betterproto2.Message):
+    """
+    How far one layer is.
+    """
+
     digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     done_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -110,6 +118,10 @@ default_message_pool.register_message("criw.image.v1", "LayerProgress", LayerPro
 
 @dataclass(eq=False, repr=False)
 class PullProgress(betterproto2.Message):
+    """
+    How far a pull is. Each message tells the whole state.
+    """
+
     layers: "list[LayerProgress]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     all layers, lowest first; empty until the manifest is known

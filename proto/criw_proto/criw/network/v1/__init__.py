@@ -92,6 +92,10 @@ default_message_pool.register_message("criw.network.v1", "DetachResponse", Detac
 
 @dataclass(eq=False, repr=False)
 class InterfaceStats(betterproto2.Message):
+    """
+    Counters of an interface since it was made; they only rise.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     rx_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -132,6 +136,10 @@ default_message_pool.register_message("criw.network.v1", "ListResponse", ListRes
 
 @dataclass(eq=False, repr=False)
 class PodStats(betterproto2.Message):
+    """
+    One reading of a pod's interfaces.
+    """
+
     pod_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     timestamp_ns: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -150,6 +158,10 @@ default_message_pool.register_message("criw.network.v1", "PodStats", PodStats)
 
 @dataclass(eq=False, repr=False)
 class PortMapping(betterproto2.Message):
+    """
+    A port of the host that leads into a pod.
+    """
+
     protocol: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     "tcp", "udp" or "sctp"

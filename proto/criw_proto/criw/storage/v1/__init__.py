@@ -94,6 +94,10 @@ default_message_pool.register_message("criw.storage.v1", "CreateRootfsResponse",
 
 @dataclass(eq=False, repr=False)
 class DiskUsage(betterproto2.Message):
+    """
+    One measurement.
+    """
+
     timestamp_ns: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
     """
     Unix time of the measurement
@@ -173,6 +177,10 @@ default_message_pool.register_message("criw.storage.v1", "RemoveRootfsResponse",
 
 @dataclass(eq=False, repr=False)
 class RootfsUsage(betterproto2.Message):
+    """
+    What a container wrote over its image.
+    """
+
     rootfs_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     writable: "DiskUsage | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)

@@ -1,0 +1,268 @@
+"""The embedded crew: starts the agents, watches them, restarts what dies, stops them in order.
+
+One plain process without an event loop or threads, because it forks (see `criw_ctl.forked`). It is the subreaper of
+all that the agents abandon: conmon processes end as its children, so none stays a zombie.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from criw import kernel
+from criw.config import AGENTS, AgentName, Config
+from criw.errors import FailedPrecondition
+from criw_ctl.forked import fork_agent, import_shared
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 0.25
+LONGEST_PAUSE_S: Final = 5.0
+GOOD_LIFE_S: Final = 10.0
+KILL_AFTER_DRAIN_S: Final = 5.0
+_CREDENTIALS_SIZE: Final = socket.CMSG_SPACE(struct.calcsize("3i"))
+
+
+def pause_before_restart(quick_deaths: int) -> float:
+    """Seconds to wait when an agent has died `quick_deaths` times in a row, each within `GOOD_LIFE_S` of its start."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (quick_deaths - 2)) if quick_deaths > 1 else 0.0
+
+
+@dataclass
+class Member:
+    """One agent of the crew. `pid` is None while it is down; `due` is when it is to be started again."""
+
+    agent: AgentName
+    pid: int | None = None
+    started: float = 0.0
+    ready: bool = False
+    quick_deaths: int = 0
+    due: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"criw-{self.agent}"
+
+
+class Crew:
+    """Use `run_crew()`."""
+
+    def __init__(
+        self,
+        settings: Config,
+        argv: Sequence[str],
+        *,
+        signals: "Signals",
+        notify: socket.socket,
+        let_go: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._argv = argv
+        self._signals = signals
+        self._notify = notify
+        self._let_go = let_go
+        self._poll = select.poll()
+        self._poll.register(signals.wakeup, select.POLLIN)
+        self._poll.register(notify, select.POLLIN)
+        self._members: Final = [Member(agent) for agent in AGENTS]
+        self._complete = False  # every agent has been ready
+        self._refused = False
+
+    def run(self, on_ready: Callable[[], None]) -> int:
+        """Run until SIGTERM, SIGINT or SIGHUP; returns the exit code. `on_ready` is called once all are ready."""
+        while not (self._signals.stop or self._refused):
+            for member in self._members:
+                if member.pid is None and member.due <= time.monotonic():
+                    self._start(member)
+            pauses = [member.due for member in self._members if member.pid is None]
+            self._handle_events(until=min(pauses, default=None))
+            if not self._complete and all(member.ready for member in self._members):
+                self._complete = True
+                on_ready()
+        stopped_in_time = self._stop()
+        if self._refused:
+            return os.EX_CONFIG
+        return 0 if stopped_in_time else 1
+
+    def _start(self, member: Member) -> None:
+        member.ready = False
+        member.started = time.monotonic()
+        member.pid = fork_agent(member.agent, self._argv, let_go=self._let_go)
+        log.info("%s started", member.name, extra={"pid": member.pid})
+
+    def _handle_events(self, *, until: float | None) -> None:
+        """Wait for a signal, a death or a message of an agent, at most until `until`, and act on all there are."""
+        self._poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)
+        self._signals.clear()
+        self._take_notifications()
+        for pid, status in _ended_children():
+            for member in self._members:
+                if member.pid == pid:
+                    self._ended(member, os.waitstatus_to_exitcode(status))
+
+    def _take_notifications(self) -> None:
+        for pid, state in _messages(self._notify):
+            for member in self._members:
+                if member.pid == pid and "READY=1" in state.splitlines():
+                    member.ready = True
+                    log.info("%s is ready", member.name, extra={"after_s": round(time.monotonic() - member.started, 3)})
+
+    def _ended(self, member: Member, code: int) -> None:
+        lived = time.monotonic() - member.started
+        how = f"was ended by a signal ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
+        member.pid = None
+        member.ready = False
+        if self._signals.stop or self._refused:
+            log.info("%s stopped", member.name, extra={"code": code})
+            return
+        if code == os.EX_CONFIG and not self._complete:
+            log.error("%s cannot work with this configuration; stopping the crew", member.name)
+            self._refused = True
+            return
+        member.quick_deaths = 1 if lived >= GOOD_LIFE_S else member.quick_deaths + 1
+        pause = pause_before_restart(member.quick_deaths)
+        member.due = time.monotonic() + pause
+        log.warning("%s %s after %.1f s; starting it again in %.2f s", member.name, how, lived, pause)
+
+    def _stop(self) -> bool:
+        """Stop the agents in reverse order of their start; False if one had to be killed."""
+        in_time = True
+        for member in reversed(self._members):
+            if member.pid is not None:
+                os.kill(member.pid, signal.SIGTERM)  # not reaped yet, so the pid is still its own
+                self._await_end(member, self._settings.drain_timeout_s + KILL_AFTER_DRAIN_S)
+            if member.pid is not None:
+                log.error("%s does not stop; killing it", member.name)
+                in_time = False
+                os.kill(member.pid, signal.SIGKILL)
+                self._await_end(member, None)
+        return in_time
+
+    def _await_end(self, member: Member, limit_s: float | None) -> None:
+        until = None if limit_s is None else time.monotonic() + limit_s
+        while member.pid is not None and (until is None or time.monotonic() < until):
+            self._handle_events(until=until)
+
+
+class Signals:
+    """Signals as something to poll for: `wakeup` is readable after one has come."""
+
+    def __init__(self, wakeup: socket.socket) -> None:
+        self.wakeup = wakeup
+        self.stop = False
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGCHLD:  # that one need only wake us up
+            self.stop = True
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.wakeup.recv(4096):
+                pass
+
+
+def _handle_signals(stack: contextlib.ExitStack) -> Signals:
+    """Take over the signals a crew acts on, for the rest of this process."""
+    wakeup, written = socket.socketpair()
+    for end in (wakeup, written):
+        end.setblocking(False)
+        stack.enter_context(end)
+    signals = Signals(wakeup)
+    numbers = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1) has the crew outlive its terminal
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, signals.handle)
+    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    stack.callback(signal.set_wakeup_fd, -1)
+    return signals
+
+
+def _notify_socket(stack: contextlib.ExitStack) -> socket.socket:
+    """Where the agents tell that they are ready, sd_notify(3): an abstract address, so that no file stays behind."""
+    notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
+    notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    notify.bind("")  # the kernel chooses one that is free: unix(7), autobind
+    os.environ["NOTIFY_SOCKET"] = f"@{notify.getsockname()[1:].decode()}"
+    return notify
+
+
+def _messages(notify: socket.socket) -> Iterator[tuple[int, str]]:
+    """Sender's pid, as the kernel vouches for it, and text of each waiting message."""
+    while True:
+        try:
+            text, ancillary, _, _ = notify.recvmsg(4096, _CREDENTIALS_SIZE)
+        except BlockingIOError:
+            return
+        for level, kind, credentials in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                yield struct.unpack("3i", credentials)[0], text.decode(errors="replace")
+
+
+def _ended_children() -> Iterator[tuple[int, int]]:
+    """Pid and status of each child that has ended: agents, and the orphans given to this process."""
+    with contextlib.suppress(ChildProcessError):
+        while (child := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+            yield child
+
+
+def _hold_directories(stack: contextlib.ExitStack, settings: Config) -> None:
+    """Raises FailedPrecondition if another `criwctl up` holds one of them."""
+    for directory in (settings.run, settings.root):
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        file = stack.enter_context((directory / "up.lock").open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            file.seek(0)
+            raise FailedPrecondition(
+                f"cannot start the crew on {directory}: criwctl up (pid {file.read().strip() or 'unknown'}) runs there "
+                "already; stop that one, or set root and run to other directories"
+            ) from err
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+
+
+def conmons_of(settings: Config) -> int:
+    """How many conmon processes, each the keeper of one container, run on the crew's directories."""
+    marks = [os.fsencode(directory) + b"/" for directory in (settings.run, settings.root)]
+    count = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                command = (entry / "cmdline").read_bytes()
+                is_conmon = (entry / "comm").read_text(errors="replace") == "conmon\n"
+                count += is_conmon and any(mark in command for mark in marks)
+    return count
+
+
+def run_crew(settings: Config, config_path: Path | None, on_ready: Callable[[], None]) -> int:
+    """Run the crew until a signal ends it; returns the exit code of `criwctl up`.
+
+    Raises FailedPrecondition if it runs on these directories already.
+    """
+    argv = ["--config", os.fspath(config_path)] if config_path else []
+    with contextlib.ExitStack() as ours:
+        _hold_directories(ours, settings)
+        signals = _handle_signals(ours)
+        notify = _notify_socket(ours)
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        import_shared()
+        code = Crew(settings, argv, signals=signals, notify=notify, let_go=ours.close).run(on_ready)
+        left = conmons_of(settings)
+        log.info(
+            "the crew has stopped%s",
+            f"; {left} containers go on without it until criwctl up takes them over" if left else "",
+        )
+    return code

@@ -1,0 +1,80 @@
+"""The way to the crew: the sockets of the door and of single agents, checked before a call waits for them."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import betterproto2
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from criw.config import AgentName, Config
+from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
+from criw.rpc import Channel
+from criw_proto.runtime.v1 import ImageServiceStub, RuntimeServiceStub
+
+Q = TypeVar("Q", bound=betterproto2.Message)
+A = TypeVar("A", bound=betterproto2.Message)
+
+
+@dataclass(frozen=True)
+class Door:
+    """The CRI as the crew serves it."""
+
+    config: Config
+    runtime: RuntimeServiceStub
+    images: ImageServiceStub
+
+
+def check_socket(path: Path) -> None:
+    """Raises Unavailable if nobody listens at `path`, PermissionDenied if we may not connect."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError) as err:
+            raise Unavailable(
+                f"cannot reach the crew: nothing listens on {path}; start it with criwctl up, "
+                "or name its configuration with --config"
+            ) from err
+        except PermissionError as err:
+            raise PermissionDenied(
+                f"cannot use {path}: permission denied; become root or a member of the socket's group"
+            ) from err
+
+
+@contextlib.asynccontextmanager
+async def channel_to(config: Config, agent: AgentName) -> AsyncIterator[Channel]:
+    """A connection to an agent that runs. Raises as `check_socket`."""
+    path = config.socket(agent)
+    check_socket(path)
+    channel = Channel(path)
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+@contextlib.asynccontextmanager
+async def open_door(config: Config) -> AsyncIterator[Door]:
+    """A connection to the door. Raises as `check_socket`."""
+    async with channel_to(config, "cri") as channel:
+        yield Door(config, RuntimeServiceStub(channel), ImageServiceStub(channel))
+
+
+async def ask(method: Callable[..., Awaitable[A]], request: Q, *, timeout_s: float | None = 10.0) -> A:
+    """Call a method of the crew once; the door repeats what may be repeated.
+
+    Raises the fault it answers with, DeadlineExceeded after `timeout_s` seconds, Unavailable if the connection breaks.
+    """
+    try:
+        return await method(request, timeout=timeout_s)
+    except GRPCError as err:
+        raise fault_of(err) from err
+    except TimeoutError as err:
+        raise DeadlineExceeded(
+            f"cannot wait any longer: the crew has not answered within {timeout_s:g} s; see criwctl status"
+        ) from err
+    except (StreamTerminatedError, ConnectionError) as err:
+        raise Unavailable("cannot reach the crew: the connection broke; see criwctl status") from err

@@ -1,0 +1,126 @@
+"""How the crew is: each agent's health and version, and the conditions the CRI reports."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from criw.config import AGENTS, AgentName, Config
+from criw.errors import Fault, PermissionDenied, Unavailable
+from criw.rpc import Channel
+from criw_ctl.door import ask, channel_to, check_socket
+from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
+from criw_proto.runtime.v1 import (
+    RuntimeCondition,
+    RuntimeServiceStub,
+    StatusRequest,
+    StatusResponse,
+    VersionRequest,
+    VersionResponse,
+)
+
+AGENT_COLUMNS: Final = ("AGENT", "HEALTH", "VERSION", "HTTP", "SOCKET")
+CONDITION_COLUMNS: Final = ("CONDITION", "STATUS", "REASON", "MESSAGE")
+LIMIT_S: Final = 3.0
+DOWN: Final = "down"
+SERVING: Final = "serving"
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """One process. `health` is serving, not serving, or down where nobody listens; `version` empty if not known."""
+
+    agent: str
+    health: str
+    version: str
+    http: str
+    socket: str
+
+
+@dataclass(frozen=True)
+class CrewStatus:
+    """`version` and `runtime` are None while the door or the supervisor cannot answer; `trouble` says why."""
+
+    agents: Sequence[AgentStatus]
+    version: VersionResponse | None = None
+    runtime: StatusResponse | None = None
+    trouble: str = ""
+
+    @property
+    def conditions(self) -> Sequence[RuntimeCondition]:
+        return self.runtime.status.conditions if self.runtime and self.runtime.status else ()
+
+    @property
+    def good(self) -> bool:
+        return (
+            all(agent.health == SERVING for agent in self.agents)
+            and bool(self.conditions)
+            and all(condition.status for condition in self.conditions)
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "agents": [asdict(agent) for agent in self.agents],
+            "version": None if self.version is None else self.version.to_dict(include_default_values=True),
+            "status": None if self.runtime is None else self.runtime.to_dict(include_default_values=True),
+            "trouble": self.trouble,
+        }
+
+    def condition_rows(self) -> list[Sequence[str]]:
+        return [(each.type, str(each.status).lower(), each.reason, each.message) for each in self.conditions]
+
+
+async def take_status(config: Config) -> CrewStatus:
+    """Ask every agent. Raises Unavailable if none of the crew runs."""
+    processes = [(agent, instance) for agent in AGENTS for instance in _instances(config, agent)]
+    agents = await asyncio.gather(*(_agent_status(config, *process) for process in processes))
+    if all(agent.health == DOWN for agent in agents):
+        check_socket(config.socket("cri"))
+    try:
+        async with channel_to(config, "cri") as channel:
+            door = RuntimeServiceStub(channel)
+            version = await ask(door.version, VersionRequest(), timeout_s=LIMIT_S)
+            runtime = await ask(door.status, StatusRequest(), timeout_s=LIMIT_S)
+    except Fault as err:
+        return CrewStatus(agents, trouble=str(err))
+    return CrewStatus(agents, version, runtime)
+
+
+def _instances(config: Config, agent: AgentName) -> list[int]:
+    """The first instance always, others where their sockets are."""
+    names = [path.stem for path in config.run_dir(agent).glob("*.sock")]
+    return sorted({0, *(int(name) for name in names if name.isdecimal())})
+
+
+async def _agent_status(config: Config, agent: AgentName, instance: int) -> AgentStatus:
+    path = config.socket(agent, instance)
+    host, port = config.http_address(agent, instance)
+    name = f"criw-{agent}" + (f" {instance}" if instance else "")
+    health, version = DOWN, ""
+    try:
+        check_socket(path)
+        async with Channel(path) as channel:
+            reply = await ask(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
+        health = SERVING if reply.status is HealthCheckResponseServingStatus.SERVING else "not serving"
+        version = await asyncio.to_thread(_http_version, host, port)
+    except Unavailable:
+        pass  # it is down, as said
+    except PermissionDenied as err:
+        health = str(err)
+    except Fault:
+        health = "does not answer"
+    return AgentStatus(name, health, version, f"{host}:{port}", str(path))
+
+
+def _http_version(host: str, port: int) -> str:
+    """What /version says; empty if the endpoint cannot be reached (or has a free port nobody told us)."""
+    connection = http.client.HTTPConnection(host, port, timeout=LIMIT_S)
+    try:
+        connection.request("GET", "/version")
+        return str(json.loads(connection.getresponse().read())["version"])
+    except (OSError, ValueError, KeyError):
+        return ""
+    finally:
+        connection.close()

@@ -1,0 +1,61 @@
+"""Entry point of criw-image."""
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
+
+from prometheus_client import Counter, Gauge
+
+from criw.rpc import Channel, Servable
+from criw.service import Context, run_service
+from criw.store import open_store
+from criw_image.catalogue import Catalogue
+from criw_image.claims import Claims
+from criw_image.endpoint import open_http
+from criw_image.joined import JoinedPulls
+from criw_image.pull import Puller
+from criw_image.removal import Removal
+from criw_image.rpc import ImageRpc, ImagesRpc
+from criw_proto.criw.storage.v1 import StorageStub
+
+
+@contextlib.asynccontextmanager
+async def image_agent(context: Context) -> AsyncIterator[Collection[Servable]]:
+    """Recovers first: no call is taken before what a killed agent left is gone."""
+    state = context.config.state_dir("image")
+    blobs, claimed = state / "blobs", state / "claims"
+    for directory in (blobs, claimed):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    registry = context.metrics.registry
+    outcomes = Counter("criw_image_pulls", "Pulls ended, by status code.", ["code"], registry=registry)
+    downloaded = Counter("criw_image_downloaded_bytes", "Bytes of layers received from registries.", registry=registry)
+    images = Gauge("criw_image_images", "Images on this node.", registry=registry)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(state / "image.db"))
+        channel = Channel(context.config.socket("storage"))
+        stack.callback(channel.close)
+        storage = StorageStub(channel)
+        claims = Claims(claimed)
+        catalogue = Catalogue(store, claims)
+        images.set_function(lambda: catalogue.count)
+        removal = Removal(catalogue=catalogue, claims=claims, storage=storage, blobs=blobs)
+        await removal.recover()
+        puller = Puller(
+            http=await stack.enter_async_context(open_http(context.config.image)),
+            catalogue=catalogue,
+            claims=claims,
+            storage=storage,
+            removal=removal,
+            section=context.config.image,
+            downloaded=downloaded,
+        )
+        pulls = await stack.enter_async_context(JoinedPulls(puller.pull, outcomes))
+        yield [ImageRpc(catalogue, pulls, removal, storage), ImagesRpc(catalogue, pulls)]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run criw-image until it is told to stop."""
+    run_service("image", image_agent, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Addresses of pods: the ranges, their gateways, and who has which."""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, TypeAlias
+
+from criw.errors import InvalidArgument, ResourceExhausted
+from criw_network.links import Address, Interface
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_LONGEST_PREFIX: Final = {4: 30, 6: 126}  # a gateway and at least one pod must fit
+
+
+def parse_ranges(cidrs: Iterable[str]) -> tuple[Network, ...]:
+    """The pod ranges in the order given: the first one's family is a pod's primary.
+
+    Raises InvalidArgument for what is no CIDR, is too small or cannot be routed, and for two of one family.
+    """
+    networks: list[Network] = []
+    for cidr in cidrs:
+        try:
+            network = ipaddress.ip_network(cidr)
+        except ValueError as err:
+            raise InvalidArgument(f"cannot use pod range {cidr!r}: {err}") from err
+        if "/" not in cidr or network.prefixlen > _LONGEST_PREFIX[network.version]:
+            longest = _LONGEST_PREFIX[network.version]
+            raise InvalidArgument(f"cannot use pod range {cidr}: too small for a gateway and a pod; /{longest} at most")
+        if (
+            network.is_multicast
+            or network.is_loopback
+            or network.is_link_local
+            or network.network_address.is_unspecified
+        ):
+            raise InvalidArgument(f"cannot use pod range {cidr}: pods need addresses that can be routed")
+        if any(network.version == other.version for other in networks):
+            raise InvalidArgument(
+                f"cannot use pod range {cidr}: there is another of IPv{network.version}; give one each"
+            )
+        networks.append(network)
+    return tuple(networks)
+
+
+def gateway(network: Network) -> Interface:
+    """The first address, which the bridge has."""
+    return ipaddress.ip_interface((network.network_address + 1, network.prefixlen))
+
+
+def mac(address: Address) -> bytes:
+    """A locally administered MAC made of an address: who gets the address next is found in every neighbour cache."""
+    return b"\x02\xc1" + address.packed[-4:]
+
+
+class Pool:
+    """The addresses of one range, handed out in turn: one just freed comes last, so that no peer mixes up two pods."""
+
+    def __init__(self, network: Network, *, last: Address | None = None) -> None:
+        self.network = network
+        self.gateway = gateway(network)
+        self._first = int(self.gateway.ip) + 1
+        # IPv4 ends with the broadcast address.
+        self._end = int(network.broadcast_address) + (0 if network.version == 4 else 1)
+        self._taken: set[int] = set()
+        self._last = self._first - 1
+        if last is not None and last in network:
+            self._last = int(last)
+
+    @property
+    def free(self) -> int:
+        return self._end - self._first - len(self._taken)
+
+    @property
+    def last(self) -> Address:
+        """The address handed out last; where the next search begins."""
+        return self.network.network_address + (self._last - int(self.network.network_address))
+
+    def take(self) -> Interface:
+        """A free address. Raises ResourceExhausted."""
+        if self.free <= 0:
+            raise ResourceExhausted(
+                f"cannot give the pod an address: all of {self.network} are in use; remove pods or use a larger range"
+            )
+        candidate = self._last
+        while True:
+            candidate = candidate + 1 if candidate + 1 < self._end else self._first
+            if candidate not in self._taken:
+                break
+        self._taken.add(candidate)
+        self._last = candidate
+        return ipaddress.ip_interface((candidate, self.network.prefixlen))
+
+    def occupy(self, address: Address) -> None:
+        """Note an address that a pod has."""
+        self._taken.add(int(address))
+
+    def give_back(self, address: Address) -> None:
+        self._taken.discard(int(address))
+
+
+def fits(addresses: Sequence[Interface], networks: Sequence[Network]) -> bool:
+    """Whether a pod with these addresses goes on working with the ranges: inside one, and with its gateway."""
+    return all(
+        any(address.ip in network and gateway(address.network).ip == gateway(network).ip for network in networks)
+        for address in addresses
+    )

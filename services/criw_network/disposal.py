@@ -1,0 +1,63 @@
+"""Deleting links without waiting for the kernel to tidy up behind them.
+
+Measured: the call that deletes a veth pair takes 24 ms, and 45 at worst, nearly all of it waiting for other processors
+to forget the link. The link is gone from sight after 1 ms, nothing can bring it back, and the kernel announces that.
+Leaving it to the end of the namespace takes 13 ms, and for ever where a process stays in there.
+"""
+
+import asyncio
+import logging
+import socket
+from functools import partial
+
+from criw.kernel import in_fresh_thread
+from criw_network import links
+from criw_network.bridge import delete_link
+from criw_network.netlink import RECEIVE_BYTES
+
+log = logging.getLogger(__name__)
+
+
+class Disposal:
+    """`tasks` owns the calls that are still tidying up."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+
+    async def delete(self, name: str) -> None:
+        """Delete a link of the host; returns once there is none of that name. Raises the kernel's OSError."""
+        loop = asyncio.get_running_loop()
+        gone = loop.create_future()
+        with links.watch_links() as events:
+            try:
+                index = socket.if_nametoindex(name)
+            except OSError:
+                return
+
+            def look() -> None:
+                try:
+                    deleted = list(links.deleted_links(events.recv(RECEIVE_BYTES)))
+                except OSError:  # more events than the socket holds: then the end of the call has to do
+                    loop.remove_reader(events)
+                    return
+                if index in deleted and not gone.done():
+                    gone.set_result(None)
+
+            deletion = self._tasks.create_task(_delete(name), name=f"delete {name}")
+            loop.add_reader(events, look)
+            try:
+                await asyncio.wait({deletion, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                loop.remove_reader(events)
+        if deletion.done() and (err := deletion.result()) is not None:
+            raise err
+
+
+async def _delete(name: str) -> OSError | None:
+    """The error is a result, for raised it would end all that the group owns."""
+    try:
+        await in_fresh_thread(partial(delete_link, name))
+    except OSError as err:
+        log.exception("cannot delete a link", extra={"link": name})
+        return err
+    return None

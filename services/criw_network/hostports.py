@@ -1,0 +1,97 @@
+"""Host ports: what a pod asks for, and which pod has which."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final, Literal, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from criw.errors import AlreadyExists, InvalidArgument
+
+Protocol: TypeAlias = Literal["tcp", "udp", "sctp"]
+_PROTOCOLS: Final[dict[str, Protocol]] = {name: name for name in get_args(Protocol)}
+_ALL_OF_FAMILY: Final = {"0.0.0.0": 4, "::": 6}  # noqa: S104 — compared with, not bound to
+
+
+class HostPort(BaseModel):
+    """A port of the host that leads to a pod. `host_ip` is an address in its canonical form, or empty for all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    protocol: Protocol
+    host_port: int
+    container_port: int
+    host_ip: str = ""
+
+    @property
+    def families(self) -> frozenset[int]:
+        """The IP versions it is open for."""
+        return frozenset({4, 6}) if not self.host_ip else frozenset({ipaddress.ip_address(self.host_ip).version})
+
+    @property
+    def every_address(self) -> bool:
+        """Whether it is open on all addresses of its families."""
+        return not self.host_ip or self.host_ip in _ALL_OF_FAMILY
+
+    def overlaps(self, other: "HostPort") -> bool:
+        """Whether some packet would match both."""
+        return (
+            (self.protocol, self.host_port) == (other.protocol, other.host_port)
+            and bool(self.families & other.families)
+            and (self.every_address or other.every_address or self.host_ip == other.host_ip)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.host_port}" + (f" on {self.host_ip}" if self.host_ip else "")
+
+
+def parse(protocol: str, *, host_port: int, container_port: int, host_ip: str) -> HostPort:
+    """One port mapping of a request. Raises InvalidArgument."""
+    name = _PROTOCOLS.get(protocol)
+    if name is None:
+        raise InvalidArgument(
+            f"cannot map port {host_port}: protocol {protocol!r} is not one of {', '.join(_PROTOCOLS)}"
+        )
+    for what, number in (("host", host_port), ("container", container_port)):
+        if not 0 < number < 1 << 16:
+            raise InvalidArgument(f"cannot map port {host_port}: {what} port {number} is not between 1 and 65535")
+    if host_ip:
+        try:
+            host_ip = str(ipaddress.ip_address(host_ip))
+        except ValueError as err:
+            raise InvalidArgument(f"cannot map port {host_port}: {host_ip!r} is not an IP address") from err
+    return HostPort(protocol=name, host_port=host_port, container_port=container_port, host_ip=host_ip)
+
+
+def check(ports: Sequence[HostPort], *, families: frozenset[int]) -> None:
+    """Raises InvalidArgument if two ports of one pod overlap, or one is on a family the pod has no address of."""
+    for at, port in enumerate(ports):
+        if not port.families & families:
+            raise InvalidArgument(f"cannot map port {port}: pods have no address of that family here")
+        for other in ports[:at]:
+            if port.overlaps(other):
+                raise InvalidArgument(f"cannot map port {port}: the request maps it twice")
+
+
+class Taken:
+    """The host ports of all pods."""
+
+    def __init__(self) -> None:
+        self._ports: dict[tuple[Protocol, int], dict[HostPort, str]] = {}
+
+    def take(self, pod_id: str, ports: Sequence[HostPort]) -> None:
+        """Raises AlreadyExists, taking none, if another pod has one of them."""
+        for port in ports:
+            for other, owner in self._ports.get((port.protocol, port.host_port), {}).items():
+                if owner != pod_id and port.overlaps(other):
+                    raise AlreadyExists(f"cannot map port {port}: pod {owner} has it; remove that pod or use another")
+        for port in ports:
+            self._ports.setdefault((port.protocol, port.host_port), {})[port] = pod_id
+
+    def give_back(self, pod_id: str, ports: Sequence[HostPort]) -> None:
+        for port in ports:
+            key = (port.protocol, port.host_port)
+            owners = self._ports.get(key, {})
+            if owners.get(port) == pod_id:
+                del owners[port]
+                if not owners:
+                    del self._ports[key]

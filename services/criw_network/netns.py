@@ -1,0 +1,76 @@
+"""Network namespaces of pods: each is pinned by a bind mount at a file named after the pod.
+
+These functions block; those that change the namespace of their thread say so and belong in `kernel.in_fresh_thread`.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from criw import kernel
+from criw.errors import InvalidArgument
+from criw_network import links
+from criw_network.netlink import Netlink
+
+_LOOPBACK: Final = 1  # the first link of every namespace
+_SYSCTL: Final = re.compile(r"net(\.[A-Za-z0-9_-]+)+")
+_PROC_SYS: Final = Path("/proc/sys")
+
+
+def create(pin: Path) -> None:
+    """Make a namespace with loopback up and pin it. Changes the thread's namespace."""
+    pin.touch(mode=0o444)
+    kernel.unshare(kernel.CLONE_NEWNET)
+    kernel.mount("/proc/thread-self/ns/net", pin, flags=kernel.MS_BIND)
+    with Netlink() as netlink:
+        netlink.run(links.set_up(_LOOPBACK))
+
+
+def remove(pin: Path) -> None:
+    """Take the pin away, if it is there; the namespace ends with the last process in it."""
+    # EINVAL: the file is there and nothing is mounted on it.
+    with kernel.suppress_errno(errno.ENOENT, errno.EINVAL):
+        kernel.umount2(pin, flags=kernel.MNT_DETACH)
+    pin.unlink(missing_ok=True)
+
+
+def is_pinned(pin: Path) -> bool:
+    """Whether a namespace is mounted at the pin: after a reboot only the file may be left, or nothing."""
+    try:
+        return pin.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
+def enter(pin: Path) -> None:
+    """Go into the pinned namespace. Changes the thread's namespace."""
+    with pin.open("rb") as file:
+        kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
+
+
+def check_sysctls(sysctls: Mapping[str, str]) -> None:
+    """Raises InvalidArgument for a name that is not a dotted one below `net.`: others are not this agent's."""
+    for name in sysctls:
+        if _SYSCTL.fullmatch(name) is None:
+            raise InvalidArgument(f"cannot set sysctl {name!r}: not a dotted name below net.")
+
+
+def write_sysctls(sysctls: Mapping[str, str]) -> None:
+    """Write `sysctls` in the thread's namespace: /proc/sys/net shows the namespace of who looks.
+
+    Raises InvalidArgument for one the kernel does not have, does not let a namespace set, or whose value it refuses.
+    """
+    for name, value in sysctls.items():
+        try:
+            # Not created when missing; one write is one value.
+            file = os.open(_PROC_SYS / name.replace(".", "/"), os.O_WRONLY | os.O_TRUNC)
+            try:
+                os.write(file, value.encode())
+            finally:
+                os.close(file)
+        except OSError as err:
+            reason = "the kernel has no such setting for a pod" if err.errno == errno.ENOENT else err.strerror
+            raise InvalidArgument(f"cannot set sysctl {name} to {value!r}: {reason}") from err

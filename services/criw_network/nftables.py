@@ -1,0 +1,93 @@
+"""nftables through libnftables, in this process: commands are text, and one text is one transaction.
+
+Why libnftables: the ruleset stays readable, `nft` itself is built on it (so it is there where nftables is), and it
+takes 0.1 ms where starting `nft` takes 4; pyroute2's nftables has no maps with concatenated keys.
+
+One context is kept: the kernel makes whoever closes its socket wait (12 ms) for what was deleted before. On a node with
+ten thousand foreign sets and chains it holds 4 MB of them.
+"""
+
+import ctypes
+import errno
+import logging
+import socket
+import struct
+import threading
+from typing import Final
+
+from criw.errors import Failed, FailedPrecondition
+from criw_network.netlink import NETLINK_NETFILTER, Message, Netlink, attribute
+
+log = logging.getLogger(__name__)
+
+_SONAME: Final = "libnftables.so.1"
+_NFNL_SUBSYS_NFTABLES: Final = 10
+_NFT_MSG_GETTABLE: Final = 1
+_NFPROTO_INET: Final = 1
+_NFTA_TABLE_NAME: Final = 1
+
+
+class Nftables:
+    """Runs commands in the network namespace of the thread that made it with `load()`, blocking, one at a time."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        library.nft_ctx_new.argtypes = [ctypes.c_uint32]
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        library.nft_ctx_free.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_free.restype = None
+        library.nft_ctx_set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+        library.nft_ctx_set_dry_run.restype = None
+        library.nft_ctx_buffer_error.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_get_error_buffer.argtypes = [ctypes.c_void_p]
+        library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+        library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+        self._library = library
+        self._lock = threading.Lock()
+        self._context = library.nft_ctx_new(0)
+        library.nft_ctx_buffer_error(self._context)
+
+    @classmethod
+    def load(cls) -> "Nftables":
+        """Raises FailedPrecondition where nftables is not installed or the kernel has none."""
+        try:
+            library = ctypes.CDLL(_SONAME)
+        except OSError as err:
+            raise FailedPrecondition(f"cannot load {_SONAME}: install nftables and start this agent again") from err
+        try:
+            # The library ends the process when it cannot open this socket, so it is tried before.
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
+        except OSError as err:
+            raise FailedPrecondition(
+                f"cannot use nftables: the kernel has no netfilter netlink ({err.strerror})"
+            ) from err
+        return cls(library)
+
+    def run(self, commands: str, *, check_only: bool = False) -> None:
+        """Run `commands` as one transaction; with `check_only` the kernel judges it and forgets it.
+
+        Raises Failed with what nftables said.
+        """
+        with self._lock:
+            self._library.nft_ctx_set_dry_run(self._context, check_only)
+            if self._library.nft_run_cmd_from_buffer(self._context, commands.encode()):
+                said = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace").strip()
+                log.debug("nftables refused", extra={"commands": commands, "said": said})
+                reason, _, _ = said.partition("\n")  # the other lines quote the command
+                raise Failed(f"cannot change the nftables rules: {reason or 'no reason given'}")
+
+    def close(self) -> None:
+        with self._lock:
+            self._library.nft_ctx_free(self._context)
+
+
+def table_exists(name: str) -> bool:
+    """Whether there is a table `inet <name>`; asked directly, for the library would read every table of the host."""
+    payload = struct.pack("=BBH", _NFPROTO_INET, 0, 0) + attribute(_NFTA_TABLE_NAME, name)
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        try:
+            netlink.ask(Message(_NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETTABLE, payload, what=f"look for table {name}"))
+        except OSError as err:
+            if err.errno == errno.ENOENT:
+                return False
+            raise
+    return True

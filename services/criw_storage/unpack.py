@@ -1,0 +1,141 @@
+"""Running the confined worker on one blob, and judging what it reports: it met bytes made by strangers."""
+
+import asyncio
+import contextlib
+import functools
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from criw import kernel
+from criw.errors import DataLoss, Failed, InvalidArgument, ResourceExhausted
+from criw_storage import worker
+
+_START: Final = "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2 : 2 + n]; " + (
+    "from criw_storage.worker import main; main(sys.argv[2 + n :])"
+)
+_REPORT_LIMIT: Final = 32 * 1024 * 1024  # bytes: the names of a few hundred thousand directories
+_UNLIMITED: Final = 2**62
+_OPAQUE: Final = "trusted.overlay.opaque"
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What matters of a layer besides its files: directories by their paths in it, "" being its root."""
+
+    implied: tuple[bytes, ...]  # no entry describes them
+    whited: tuple[bytes, ...]  # there are whiteouts in them
+    ignored: tuple[str, ...]  # names of extended attributes that were not kept
+
+
+async def unpack(blob: int, target: Path, diff_id: str, *, lock: int) -> Unpacked:
+    """Unpack an open blob into an empty directory. The worker holds `lock` as long as it lives.
+
+    Raises InvalidArgument if the blob is not a layer, DataLoss if its uncompressed bytes do not have the digest
+    `diff_id` (hex), ResourceExhausted if the disk has no room, Failed if the worker was killed or broke.
+    """
+    max_bytes, max_inodes = await asyncio.to_thread(_room, target)
+    paths = _import_paths()
+    arguments = [str(len(paths)), *paths, str(blob), os.fspath(target), str(max_bytes), str(max_inodes)]
+    code, report = await _run([sys.executable, "-I", "-S", "-c", _START, *arguments], (blob, lock))
+    found: dict[bytes, list[bytes]] = {}
+    for message in report.split(b"\0")[:-1]:
+        found.setdefault(message[:1], []).append(message[1:])
+    if (reasons := found.get(worker.REFUSED)) is not None:
+        raise InvalidArgument(
+            f"cannot unpack layer sha256:{diff_id}: {reasons[0].decode(errors='replace')}; the image must be rebuilt"
+        )
+    if worker.NO_SPACE in found:
+        raise ResourceExhausted(f"cannot unpack layer sha256:{diff_id}: no space left; free some and try again")
+    if code or worker.DIGEST not in found:
+        raise _broken(code, diff_id)
+    digest = found[worker.DIGEST][0].decode(errors="replace")
+    if digest != diff_id:
+        raise DataLoss(
+            f"cannot unpack layer sha256:{diff_id}: its bytes have the digest sha256:{digest}; pull the image again"
+        )
+    await asyncio.to_thread(_make_opaque, target, found.get(worker.OPAQUE, []))
+    return Unpacked(
+        tuple(sorted(found.get(worker.IMPLIED, []))),
+        tuple(sorted(found.get(worker.WHITED, []))),
+        tuple(name.decode(errors="replace") for name in found.get(worker.IGNORED, [])),
+    )
+
+
+@functools.cache
+def _import_paths() -> Sequence[str]:
+    """Where the worker, which has neither site-packages nor our sys.path, finds what it imports."""
+    found = []
+    for name in ("criw_storage", "isal", "zstandard"):
+        spec = importlib.util.find_spec(name)  # finds without importing: this process needs neither library
+        assert spec is not None, name
+        assert spec.origin is not None, name
+        found.append(os.fspath(Path(spec.origin).parents[1]))
+    return list(dict.fromkeys(found))
+
+
+def _room(directory: Path) -> tuple[int, int]:
+    """Bytes and inodes that are free but for what the file system reserves for root."""
+    found = os.statvfs(directory)
+    # A file system without a fixed number of inodes (btrfs) says 0.
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else _UNLIMITED
+
+
+async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> tuple[int, bytes]:
+    """Exit code and output of the worker. When this returns, however it does, no process of it is left."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,  # errors go where our own log goes
+        env={name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"},
+        pass_fds=tuple(descriptors),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        try:
+            await process.stdout.readexactly(_REPORT_LIMIT)
+        except asyncio.IncompleteReadError as err:  # the normal case: all there is
+            return await process.wait(), err.partial
+        raise InvalidArgument("cannot unpack a layer with so many directories that are not listed; rebuild the image")
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await asyncio.shield(_ended(process))
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait until no process of the worker has its output open any more: the last may outlive the first a moment."""
+    assert process.stdout is not None
+    while await process.stdout.read(_REPORT_LIMIT):
+        pass
+    await process.wait()
+
+
+def _broken(code: int, diff_id: str) -> Failed | InvalidArgument:
+    number = -code if code < 0 else code - 128
+    if number == signal.SIGXCPU:
+        return InvalidArgument(f"cannot unpack layer sha256:{diff_id}: it takes more processor time than a layer may")
+    if number == signal.SIGKILL:
+        return Failed(f"cannot unpack layer sha256:{diff_id}: the worker was killed, perhaps for want of memory")
+    return Failed(f"cannot unpack layer sha256:{diff_id}: the worker failed (code {code}), see the agent's log")
+
+
+def _make_opaque(target: Path, paths: Sequence[bytes]) -> None:
+    """Mark directories as hiding those of lower layers, which only a privileged process may."""
+    root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in paths:
+            directory = kernel.open_beneath(root, path or b".")
+            try:
+                os.setxattr(directory, _OPAQUE, b"y")
+            finally:
+                os.close(directory)
+    finally:
+        os.close(root)

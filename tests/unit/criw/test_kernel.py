@@ -1,0 +1,159 @@
+import asyncio
+import errno
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from criw import kernel
+
+ODD_NAMES = [
+    "plain",
+    "with space",
+    "tab\there",
+    "line\nbreak",
+    "back\\slash",
+    "looks like \\040 an escape",
+    "hash#and'quote\"",
+    "ünï—cödé",
+    "separator\u2028\x0b\x1c",
+    os.fsdecode(b"not \xff utf-8"),
+]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[list[Path]]:
+    """Mount points below `tmp_path`, in the order they were made; gone afterwards."""
+    points: list[Path] = []
+    yield points
+    for point in reversed(points):
+        with kernel.suppress_errno(errno.EINVAL, errno.ENOENT):  # unmounted by the test
+            kernel.umount2(point, flags=kernel.MNT_DETACH)
+
+
+def mount_tmpfs(point: Path, mounted: list[Path]) -> None:
+    point.mkdir(parents=True, exist_ok=True)
+    kernel.mount("none", point, fstype="tmpfs", data="size=64k")
+    mounted.append(point)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_mounts_with_odd_names_are_found(name: str, tmp_path: Path, mounted: list[Path]) -> None:
+    mount_tmpfs(tmp_path / name, mounted)
+    mount_tmpfs(tmp_path / name / name, mounted)
+    assert kernel.mounts_below(tmp_path) == [tmp_path / name / name, tmp_path / name]
+    assert kernel.mounts_below(tmp_path / name) == [tmp_path / name / name, tmp_path / name]
+
+
+@pytest.mark.root
+def test_only_mounts_below_the_directory_are_found(tmp_path: Path, mounted: list[Path]) -> None:
+    for name in ("pod", "pod2", "pod/a"):
+        mount_tmpfs(tmp_path / name, mounted)
+    assert kernel.mounts_below(tmp_path / "pod") == [tmp_path / "pod/a", tmp_path / "pod"]
+    assert kernel.mounts_below(tmp_path / "nothing") == []
+    assert set(mounted) < set(kernel.mounts_below(Path("/")))
+
+
+@pytest.mark.root
+def test_mounts_come_in_an_order_they_can_be_unmounted_in(tmp_path: Path, mounted: list[Path]) -> None:
+    for name in ("a", "a/b", "a/b/c", "a"):  # the last on top of the first
+        mount_tmpfs(tmp_path / name, mounted)
+    for point in kernel.mounts_below(tmp_path):
+        kernel.umount2(point)
+    assert kernel.mounts_below(tmp_path) == []
+
+
+def test_a_failed_call_tells_errno_and_paths(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(OSError, match=r"/source on .*/missing") as caught:
+        kernel.mount("/source", missing, flags=kernel.MS_BIND)
+    assert caught.value.errno in {errno.ENOENT, errno.EPERM}
+    with pytest.raises(OSError, match="missing") as caught:
+        kernel.umount2(missing)
+    assert caught.value.errno in {errno.ENOENT, errno.EPERM}
+
+
+def test_only_the_errors_named_are_suppressed() -> None:
+    with kernel.suppress_errno(errno.ENOENT, errno.EINVAL):
+        raise OSError(errno.EINVAL, "expected")
+    with pytest.raises(OSError, match="other"), kernel.suppress_errno(errno.ENOENT):
+        raise OSError(errno.EIO, "other")
+
+
+async def test_a_fresh_thread_is_nobody_elses_and_ends() -> None:
+    seen = [await kernel.in_fresh_thread(threading.current_thread) for _ in range(3)]
+    assert len({*seen, threading.current_thread()}) == 4
+    for thread in seen:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+
+
+async def test_an_error_in_a_fresh_thread_is_the_callers() -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "in the thread")
+
+    with pytest.raises(OSError, match="in the thread"):
+        await kernel.in_fresh_thread(fail)
+
+
+async def test_a_cancelled_caller_leaves_the_thread_to_its_end() -> None:
+    begun, go, ended = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait(5)
+        loop.call_soon_threadsafe(ended.set)
+        raise OSError(errno.EIO, "dropped")
+
+    caller = asyncio.create_task(kernel.in_fresh_thread(work))
+    await begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not ended.is_set()
+    go.set()
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+@pytest.mark.root
+async def test_namespaces_change_in_the_fresh_thread_only(tmp_path: Path) -> None:
+    handle = tmp_path / "uts"
+    handle.touch()
+    name = socket.gethostname()
+
+    def make() -> str:
+        kernel.unshare(kernel.CLONE_NEWUTS)
+        kernel.sethostname("criw-test")
+        kernel.mount("/proc/thread-self/ns/uts", handle, flags=kernel.MS_BIND)
+        return socket.gethostname()
+
+    def enter() -> str:
+        namespace = os.open(handle, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            kernel.setns(namespace, kernel.CLONE_NEWUTS)
+        finally:
+            os.close(namespace)
+        return socket.gethostname()
+
+    try:
+        assert await kernel.in_fresh_thread(make) == "criw-test"
+        assert await kernel.in_fresh_thread(enter) == "criw-test"
+        assert await asyncio.to_thread(socket.gethostname) == name
+        assert socket.gethostname() == name
+        with pytest.raises(OSError, match="Invalid argument"):  # a namespace of another kind
+            await kernel.in_fresh_thread(lambda: set_network(handle))
+    finally:
+        kernel.umount2(handle, flags=kernel.MNT_DETACH)
+
+
+def set_network(handle: Path) -> None:
+    namespace = os.open(handle, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        kernel.setns(namespace, kernel.CLONE_NEWNET)
+    finally:
+        os.close(namespace)

@@ -1,0 +1,106 @@
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from criw.errors import DeadlineExceeded, Failed, FailedPrecondition
+from criw.process import run, run_checked
+
+
+async def gone(pid: int) -> bool:
+    """Whether the process, a descendant of ours, ends soon; a zombie that its new parent has not reaped counts."""
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+async def test_output_and_exit_code_are_told_apart() -> None:
+    done = await run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (done.code, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
+
+
+async def test_input_is_given_and_otherwise_empty() -> None:
+    assert (await run(["cat"], stdin=b"x" * 1_000_000)).stdout == b"x" * 1_000_000
+    assert (await run(["cat"])).stdout == b""
+
+
+async def test_a_program_that_reads_no_input_is_no_error() -> None:
+    assert (await run(["true"], stdin=b"x" * 1_000_000)).code == 0
+
+
+async def test_the_environment_may_be_replaced() -> None:
+    assert (await run(["/usr/bin/env"], env={"A": "b"})).stdout == b"A=b\n"
+
+
+async def test_a_signal_is_a_negative_code() -> None:
+    assert (await run(["sh", "-c", "kill -TERM $$"])).code == -signal.SIGTERM
+
+
+async def test_descriptors_are_passed_and_no_others() -> None:
+    passed, other = os.pipe()
+    try:
+        os.set_inheritable(other, True)
+        done = await run(["ls", "/proc/self/fd"], pass_fds=[passed])
+        listed = set(map(int, done.stdout.split()))
+        assert passed in listed
+        assert other not in listed
+    finally:
+        os.close(passed)
+        os.close(other)
+
+
+async def test_a_missing_program_is_named() -> None:
+    with pytest.raises(FailedPrecondition, match=r"^cannot run no-such-program: .*install"):
+        await run(["no-such-program"])
+
+
+async def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch(mode=0o644)
+    for path in (file, tmp_path, file / "below"):
+        with pytest.raises(FailedPrecondition, match=rf"^cannot run {path}: "):
+            await run([str(path)])
+
+
+@pytest.mark.parametrize("rest", ["exec sleep 60", "sleep 60 & echo $!; wait"])
+async def test_what_takes_too_long_is_killed_with_all_it_started(rest: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with pytest.raises(DeadlineExceeded, match=r"^cannot finish sh -c .* after 0\.3 s"):
+        await run(["sh", "-c", f"exec >{pids}; echo $$; {rest}"], timeout_s=0.3)
+    for pid in map(int, pids.read_text().split()):
+        assert await gone(pid)
+
+
+async def test_what_nobody_waits_for_any_more_is_killed(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    waiting = asyncio.create_task(run(["sh", "-c", f"echo $$ >{fifo}; exec sleep 60"]))
+    pid = int(await asyncio.to_thread(fifo.read_text))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await gone(pid)
+
+
+async def test_a_failure_says_what_the_program_said() -> None:
+    with pytest.raises(Failed, match=r"^cannot mend it: broken$"):
+        await run_checked(["sh", "-c", "echo chatter; echo broken >&2; exit 1"], what="mend it")
+    with pytest.raises(Failed, match=r"^cannot mend it: only this$"):
+        await run_checked(["sh", "-c", "echo only this; exit 1"], what="mend it")
+    with pytest.raises(Failed, match=r"^cannot mend it: exit code 7$"):
+        await run_checked(["sh", "-c", "exit 7"], what="mend it")
+    assert (await run_checked(["echo", "fine"], what="mend it")).stdout == b"fine\n"
+
+
+async def test_a_long_complaint_is_cut_to_its_end() -> None:
+    done = await run(["sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; echo the cause"])
+    assert len(done.message) == 2000
+    assert done.message.endswith("the cause")

@@ -1,0 +1,397 @@
+"""Every process is started by `run_service()`: here a tiny one is, as a real process, and treated well and badly."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from criw import __version__, config
+from criw.config import Config
+from criw.rpc import Channel, call
+from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
+from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
+from support.crew import free_port, python_environment
+
+PROGRAM = Path(__file__).with_name("tiny_agent.py")
+LIMIT_S = 20.0
+# Hands descriptor argv[1] over as systemd does: as number 3, with our pid, which is the program's after exec.
+HAND_OVER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+"""
+POD = AttachRequest(pod_id="p")
+
+
+class Tiny:
+    """A started tiny agent."""
+
+    def __init__(self, settings: Config, process: asyncio.subprocess.Process) -> None:
+        self.settings = settings
+        self.process = process
+
+    async def says(self, line: str) -> None:
+        assert self.process.stdout is not None
+        said = await asyncio.wait_for(self.process.stdout.readline(), LIMIT_S)
+        assert said.decode().strip() == line, await self.stderr()
+
+    async def stderr(self) -> str:
+        """What it says until its end."""
+        assert self.process.stderr is not None
+        return (await asyncio.wait_for(self.process.stderr.read(), LIMIT_S)).decode()
+
+    async def end(self) -> tuple[int, str]:
+        """Its exit code and what it said."""
+        said = await self.stderr()
+        return await asyncio.wait_for(self.process.wait(), LIMIT_S), said
+
+    async def get(self, path: str, *, instance: int = 0) -> tuple[int, str]:
+        host, port = self.settings.http_address("network", instance)
+        async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}{path}") as reply:
+            return reply.status, await reply.text()
+
+
+class Starter:
+    """Starts tiny agents on one configuration."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config_path = directory / "criw.toml"
+        self.config_path.write_text(
+            f'root = "{directory}/lib"\nrun = "{directory}/run"\n[network]\nhttp = "127.0.0.1:{free_port()}"\n'
+        )
+        self.settings = config.load(self.config_path, {})
+        self.socket = self.settings.socket("network")
+        self._started: list[asyncio.subprocess.Process] = []
+
+    async def __call__(
+        self, *args: str, env: Mapping[str, str] | None = None, hand_over: int | None = None, pid_error: int = 0
+    ) -> Tiny:
+        """Start one; `hand_over` is a descriptor to give it by socket activation."""
+        program = [os.fspath(PROGRAM), "--config", os.fspath(self.config_path), *args]
+        if hand_over is not None:
+            program = ["-c", HAND_OVER, str(hand_over), str(pid_error), *program]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *program,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=python_environment() | dict(env or {}),
+            pass_fds=() if hand_over is None else (hand_over,),
+        )
+        self._started.append(process)
+        return Tiny(self.settings, process)
+
+    async def ready(self, channel: Channel, *args: str, env: Mapping[str, str] | None = None) -> Tiny:
+        """Start one and wait until it answers."""
+        tiny = await self(*args, env=env)
+        await serving(channel)
+        return tiny
+
+    async def kill_all(self) -> None:
+        for process in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+
+async def serving(channel: Channel) -> None:
+    reply = await call(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
+    assert reply.status == HealthCheckResponseServingStatus.SERVING
+
+
+@pytest_asyncio.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Starter]:
+    starter = Starter(tmp_path)
+    yield starter
+    await starter.kill_all()
+
+
+@pytest_asyncio.fixture
+async def channel(start: Starter) -> AsyncIterator[Channel]:
+    channel = Channel(start.socket)
+    yield channel
+    channel.close()
+
+
+@pytest.fixture
+def manager() -> Iterator[socket.socket]:
+    """A service manager's notification socket, at an abstract address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("")
+        manager.setblocking(False)
+        yield manager
+
+
+def notify_to(manager: socket.socket) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": "@" + manager.getsockname()[1:].decode()}
+
+
+async def notification(manager: socket.socket) -> str:
+    said = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(manager, 4096), LIMIT_S)
+    return said.decode()
+
+
+async def test_a_process_starts_and_stops(start: Starter, channel: Channel, manager: socket.socket) -> None:
+    tiny = await start(env=notify_to(manager))
+    assert await notification(manager) == "READY=1"
+    await serving(channel)
+    assert stat.S_IMODE(start.socket.stat().st_mode) == 0o660
+    assert stat.S_IMODE(start.settings.state_dir("network").stat().st_mode) == 0o700
+    assert await tiny.get("/readyz") == (200, "ok\n")
+    assert json.loads((await tiny.get("/version"))[1]) == {"agent": "network", "version": __version__}
+    assert 'criw_rpc_total{code="OK",method="/grpc.health.v1.Health/Check"} 1.0' in (await tiny.get("/metrics"))[1]
+    tiny.process.send_signal(signal.SIGTERM)
+    assert await notification(manager) == "STOPPING=1"
+    await tiny.says("closed")
+    code, said = await tiny.end()
+    assert code == 0
+    assert [line.partition("criw-network: ")[2].split()[0] for line in said.splitlines()] == ["ready", "stopped"]
+    assert not start.socket.exists()
+
+
+async def test_health_knows_the_services_by_name(start: Starter, channel: Channel) -> None:
+    await start.ready(channel)
+    for service in ("", "criw.network.v1.Network"):
+        reply = await call(HealthStub(channel).check, HealthCheckRequest(service=service))
+        assert reply.status == HealthCheckResponseServingStatus.SERVING
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_running_calls_finish(
+    number: signal.Signals, start: Starter, channel: Channel, manager: socket.socket
+) -> None:
+    tiny = await start(env=notify_to(manager))
+    calling = asyncio.create_task(NetworkStub(channel).attach(POD))
+    await tiny.says("begun")
+    tiny.process.send_signal(number)
+    assert [await notification(manager) for _ in range(2)] == ["READY=1", "STOPPING=1"]
+    assert not calling.done()
+    tiny.process.send_signal(signal.SIGUSR1)
+    assert (await asyncio.wait_for(calling, LIMIT_S)).netns_path == "/netns/p"
+    assert (await tiny.end())[0] == 0
+
+
+async def test_a_call_that_does_not_finish_is_ended(start: Starter, channel: Channel) -> None:
+    tiny = await start.ready(channel, env={"CRIW_DRAIN_TIMEOUT_S": "0.1"})
+    calling = asyncio.create_task(call(NetworkStub(channel).attach, POD, timeout_s=LIMIT_S))
+    await tiny.says("begun")
+    tiny.process.send_signal(signal.SIGTERM)
+    code, said = await tiny.end()
+    assert code == 0
+    assert "stopping with calls still running" in said
+    second = await start()  # and the caller comes back
+    await second.says("begun")
+    second.process.send_signal(signal.SIGUSR1)
+    assert (await asyncio.wait_for(calling, LIMIT_S)).netns_path == "/netns/p"
+
+
+async def test_a_killed_process_is_followed_by_another(start: Starter, channel: Channel) -> None:
+    tiny = await start.ready(channel)
+    calling = asyncio.create_task(call(NetworkStub(channel).attach, POD, timeout_s=LIMIT_S))
+    await tiny.says("begun")
+    tiny.process.kill()
+    await tiny.process.wait()
+    assert start.socket.exists()
+    second = await start()
+    await second.says("begun")
+    second.process.send_signal(signal.SIGUSR1)
+    assert (await asyncio.wait_for(calling, LIMIT_S)).netns_path == "/netns/p"
+
+
+async def test_a_second_process_on_the_same_directories_is_refused(start: Starter, channel: Channel) -> None:
+    first = await start.ready(channel)
+    code, said = await (await start()).end()
+    assert code == 78
+    (line,) = said.splitlines()
+    assert line.startswith(f"criw-network: cannot use {start.settings.state_dir('network')}: another criw-network")
+    assert f"(pid {first.process.pid})" in line
+    await serving(channel)
+
+
+async def test_instances_of_an_agent_have_their_own_sockets_and_ports(start: Starter, channel: Channel) -> None:
+    await start.ready(channel)
+    second = await start("--instance", "1")
+    async with Channel(start.settings.socket("network", 1)) as other:
+        await call(HealthStub(other).check, HealthCheckRequest(), timeout_s=LIMIT_S)
+    assert await second.get("/readyz", instance=1) == (200, "ok\n")
+
+
+async def test_a_taken_port_is_named_with_the_remedy(start: Starter) -> None:
+    host, port = start.settings.http_address("network")
+    with socket.socket() as taken:
+        taken.bind((host, port))
+        taken.listen()
+        code, said = await (await start()).end()
+    assert code == 78
+    (line,) = said.splitlines()
+    assert f"cannot listen on {host}:{port}" in line
+    assert line.endswith("set http in [network] to another address")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"CRIW_CONFIG_": "x"}, "unknown key config_"),
+        ({"CRIW_NETWORK_BRIGDE": "x"}, "unknown key network.brigde"),
+        ({"CRIW_LOG_LEVEL": "loud"}, "log_level"),
+        ({"CRIW_GROUP": "no-such-group"}, "cannot give the sockets to group no-such-group"),
+    ],
+)
+async def test_a_wrong_configuration_is_one_line_and_its_exit_code(
+    env: Mapping[str, str], said: str, start: Starter
+) -> None:
+    code, stderr = await (await start(env=env)).end()
+    assert code == 78
+    (line,) = stderr.splitlines()
+    assert line.startswith("criw-network: cannot ")
+    assert said in line
+    assert not start.socket.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [("FailedPrecondition", 78), ("DataLoss", 78), ("Unavailable", 1), ("ResourceExhausted", 1)],
+)
+async def test_a_fault_while_building_is_one_line(fault: str, expected: int, start: Starter) -> None:
+    """78 tells the service manager that starting it again will not help."""
+    code, said = await (await start(env={"TINY_BUILD": fault})).end()
+    assert (code, said) == (expected, "criw-network: cannot build it\n")
+
+
+async def test_a_bug_while_building_leaves_its_traceback(start: Starter) -> None:
+    code, said = await (await start(env={"TINY_BUILD": "bug"})).end()
+    assert code == 1
+    assert said.splitlines()[-1] == "RuntimeError: bug"
+
+
+async def test_nobody_is_served_before_the_state_is_recovered(start: Starter, channel: Channel) -> None:
+    tiny = await start(env={"TINY_BUILD": "wait"})
+    await tiny.says("building")
+    assert (await tiny.get("/healthz"))[0] == 200
+    assert await tiny.get("/readyz") == (503, "not ready\n")
+    calling = asyncio.create_task(call(NetworkStub(channel).detach, DetachRequest(pod_id="p"), timeout_s=LIMIT_S))
+    await asyncio.wait({calling}, timeout=0.1)
+    assert not calling.done()
+    tiny.process.send_signal(signal.SIGUSR1)
+    await asyncio.wait_for(calling, LIMIT_S)
+    assert (await tiny.get("/readyz"))[0] == 200
+
+
+async def test_the_watchdog_is_fed_until_the_end(start: Starter, manager: socket.socket) -> None:
+    tiny = await start(env={**notify_to(manager), "WATCHDOG_USEC": "100000"})
+    said = [await notification(manager) for _ in range(4)]
+    assert said == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"]
+    tiny.process.send_signal(signal.SIGTERM)
+    while (last := await notification(manager)) == "WATCHDOG=1":
+        pass
+    assert last == "STOPPING=1"
+
+
+async def test_the_watchdog_of_another_process_is_not_fed(start: Starter, manager: socket.socket) -> None:
+    tiny = await start(env={**notify_to(manager), "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"})
+    assert await notification(manager) == "READY=1"
+    tiny.process.send_signal(signal.SIGTERM)
+    assert await notification(manager) == "STOPPING=1"
+
+
+async def test_a_deaf_service_manager_stops_nothing(start: Starter, channel: Channel, tmp_path: Path) -> None:
+    tiny = await start.ready(channel, env={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+    tiny.process.send_signal(signal.SIGTERM)
+    code, said = await tiny.end()
+    assert code == 0
+    assert "cannot notify the service manager" in said
+
+
+async def test_logs_may_be_json(start: Starter, channel: Channel) -> None:
+    tiny = await start.ready(channel, env={"CRIW_LOG_FORMAT": "json"})
+    tiny.process.send_signal(signal.SIGTERM)
+    events = [json.loads(line) for line in (await tiny.end())[1].splitlines()]
+    assert [event["message"] for event in events] == ["ready", "stopped"]
+    assert events[0]["socket"] == str(start.socket)
+
+
+async def test_the_version_is_told(start: Starter) -> None:
+    tiny = await start("--version")
+    await tiny.says(__version__)
+    assert await tiny.end() == (0, "")
+
+
+@pytest.fixture
+def listener(start: Starter) -> Iterator[socket.socket]:
+    """The agent's socket as systemd would listen on it."""
+    start.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(start.socket))
+        listener.listen()
+        yield listener
+
+
+async def test_a_socket_that_is_handed_over_is_served_and_kept(
+    start: Starter, channel: Channel, listener: socket.socket
+) -> None:
+    for pod in ("a", "b"):  # callers wait in its queue while nobody serves
+        calling = asyncio.create_task(call(NetworkStub(channel).attach, AttachRequest(pod_id=pod), timeout_s=LIMIT_S))
+        tiny = await start(env={"LISTEN_FDS": "1"}, hand_over=listener.fileno())
+        await tiny.says("begun")
+        tiny.process.send_signal(signal.SIGUSR1)
+        assert (await asyncio.wait_for(calling, LIMIT_S)).netns_path == f"/netns/{pod}"
+        tiny.process.send_signal(signal.SIGTERM)
+        assert (await tiny.end())[0] == 0
+        assert start.socket.is_socket()
+
+
+async def test_a_socket_for_another_process_is_not_taken(start: Starter, listener: socket.socket) -> None:
+    tiny = await start(env={"LISTEN_FDS": "1"}, hand_over=listener.fileno(), pid_error=1)
+    async with Channel(start.socket) as channel:  # it has made one of its own at the same path
+        await tiny_ready(tiny)
+        await serving(channel)
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+async def tiny_ready(tiny: Tiny) -> None:
+    assert tiny.process.stderr is not None
+    assert b"ready" in await asyncio.wait_for(tiny.process.stderr.readline(), LIMIT_S)
+
+
+async def test_more_than_one_socket_is_refused(start: Starter, listener: socket.socket) -> None:
+    code, said = await (await start(env={"LISTEN_FDS": "2"}, hand_over=listener.fileno())).end()
+    assert code == 78
+    assert said.startswith("criw-network: cannot serve on 2 sockets")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "not listening", "no socket"])
+async def test_a_descriptor_that_is_not_such_a_socket_is_refused(kind: str, start: Starter) -> None:
+    with contextlib.ExitStack() as stack:
+        match kind:
+            case "tcp":
+                tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                handed = tcp.fileno()
+            case "not listening":
+                handed = stack.enter_context(socket.socket(socket.AF_UNIX)).fileno()
+            case _:
+                handed = stack.enter_context(PROGRAM.open("rb")).fileno()
+        code, said = await (await start(env={"LISTEN_FDS": "1"}, hand_over=handed)).end()
+    assert code == 78
+    (line,) = said.splitlines()
+    assert line.startswith("criw-network: cannot serve on the ")
+
+
+@pytest.mark.root
+async def test_the_socket_is_given_to_the_group(start: Starter, channel: Channel) -> None:
+    await start.ready(channel, env={"CRIW_GROUP": "daemon"})
+    assert start.socket.group() == "daemon"
+    assert stat.S_IMODE(start.socket.stat().st_mode) == 0o660
