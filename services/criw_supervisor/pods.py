@@ -96,8 +96,7 @@ class Pods:
         network_sysctls, local_sysctls = sandbox.split_sysctls(
             config.linux.sysctls if config.linux else {}, own_network=not host_network, own_ipc=own_ipc
         )
-        hostname = sandbox.host_name() if host_network else (config.hostname or _name_of(config))
-        sandbox.check_hostname(hostname)
+        hostname = sandbox.host_name() if host_network else _hostname(config, intent.id)
         files = self._state.places.pod(intent.id)
         attached = AttachResponse()
 
@@ -243,6 +242,15 @@ def _checked(config: cri.PodSandboxConfig) -> cri.PodSandboxMetadata:
                 f"cannot run pod sandbox {metadata.name}: namespace mode of {key} must be POD or NODE"
             )
     return metadata
+
+
+def _hostname(config: cri.PodSandboxConfig, pod_id: str) -> str:
+    """The hostname asked for; without one the pod's name, or the short id where the name cannot be one."""
+    if config.hostname:
+        sandbox.check_hostname(config.hostname)
+        return config.hostname
+    name = _name_of(config)
+    return name if sandbox.is_hostname(name) else pod_id[:12]
 
 
 def _name_of(config: cri.PodSandboxConfig) -> str:

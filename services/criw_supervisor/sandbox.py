@@ -79,9 +79,14 @@ def split_sysctls(
     return network, local
 
 
+def is_hostname(text: str) -> bool:
+    """Whether the kernel and a hosts file would take the name."""
+    return _HOSTNAME.fullmatch(text) is not None
+
+
 def check_hostname(hostname: str) -> None:
-    """Raises InvalidArgument for a name the kernel or a hosts file would not take."""
-    if hostname and not _HOSTNAME.fullmatch(hostname):
+    """Raises InvalidArgument for a name that is none."""
+    if not is_hostname(hostname):
         raise InvalidArgument(f"cannot use hostname {hostname!r}: letters, digits, dots and dashes only, at most 64")
 
 
