@@ -45,13 +45,14 @@ async def _container(door: Door, container_id: str) -> dict[str, object]:
 
 
 def _document(reply: ContainerStatusResponse | PodSandboxStatusResponse | ImageStatusResponse) -> dict[str, object]:
-    """The status as protobuf's JSON, and the verbose `info` with the JSON in its values decoded."""
+    """The status as protobuf's JSON, and the entries of the verbose `info` beside it, as crictl shows them."""
     about = reply.image if isinstance(reply, ImageStatusResponse) else reply.status
     assert about is not None
-    return {"status": about.to_dict(include_default_values=True), "info": _decoded(reply.info)}
+    return {"status": about.to_dict(include_default_values=True)} | _decoded(reply.info)
 
 
 def _decoded(info: Mapping[str, str]) -> dict[str, object]:
+    """With the values decoded that are JSON."""
     decoded: dict[str, object] = {}
     for key, value in info.items():
         try:

@@ -82,4 +82,5 @@ def _image(container: Container) -> str:
     """As the user wrote it, where the client passed that on."""
     if container.image is None:
         return ""
-    return container.image.user_specified_image or short(container.image.image)
+    name = container.image.user_specified_image or container.image.image
+    return short(name) if name.startswith("sha256:") else name

@@ -34,7 +34,7 @@ from criw_image.manifest import (
 )
 from criw_image.reference import Reference
 from criw_image.registry import Document, Source, find_source
-from criw_image.removal import STORAGE, Removal
+from criw_image.removal import STORAGE, Removal, stored_images
 from criw_proto.criw.image.v1 import LayerProgress, LayerState
 from criw_proto.criw.storage.v1 import CommitImageRequest, StorageStub, UnpackLayerRequest
 from criw_proto.runtime.v1 import AuthConfig
@@ -106,16 +106,9 @@ class Puller:
         return image_id
 
     async def _here(self, image_id: str) -> bool:
-        """Whether the image is recorded, and storage has it: that is asked, as a lost layer shows only at a start."""
-        record = (await self._catalogue.snapshot()).images.get(image_id)
-        if record is None:
-            return False
-        try:
-            await self._commit(image_id, record.diff_ids)
-        except FailedPrecondition:
-            log.warning("storage has lost an image; it is pulled again", extra={"id": image_id})
-            return False
-        return True
+        """Whether the image is recorded and storage has it: should storage have lost it, it is pulled again."""
+        recorded = image_id in (await self._catalogue.snapshot()).images
+        return recorded and image_id in await stored_images(self._storage)
 
     async def _manifest(self, source: Source, reference: Reference, top: Document) -> tuple[Manifest, Document]:
         """The manifest for this machine, itself or through an index."""
@@ -218,7 +211,10 @@ class Puller:
             progress.state = LayerState.DOWNLOADING
             await source.download(descriptor, path, self._teller(progress))
         progress.state = LayerState.UNPACKING
-        await self._unpack_layer(request)
+        try:
+            await self._unpack_layer(request)
+        except NotFound:  # of a blob of another pull, which asked for the same layer before its download
+            await self._unpack_layer(request)
         path.unlink()
         progress.state = LayerState.DONE
 

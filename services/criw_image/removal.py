@@ -23,6 +23,12 @@ _STORAGE_TIMEOUT_S: Final = 60.0
 _LIMIT_S: Final = 2 * _STORAGE_TIMEOUT_S
 
 
+async def stored_images(storage: StorageStub) -> set[str]:
+    """Ids of the images storage has whole. Raises Unavailable."""
+    reply = await call(storage.list_images, ListImagesRequest(), timeout_s=_STORAGE_TIMEOUT_S, agent=STORAGE)
+    return set(reply.image_ids)
+
+
 class Removal:
     """`blobs` holds a directory for each pull that is running."""
 
@@ -67,7 +73,7 @@ class Removal:
         self._claims.sweep()
         unfinished = set(await self._catalogue.unfinished())
         recorded = set((await self._catalogue.snapshot()).images)
-        suspicious = unfinished | (recorded ^ await self._stored())
+        suspicious = unfinished | (recorded ^ await stored_images(self._storage))
         for image_id in sorted(suspicious):
             async with self._claims.hold_if_free(image_id) as free:
                 # Read again: until we had the claim, another instance may have finished its work on the image.
@@ -81,11 +87,11 @@ class Removal:
 
     async def _sound(self, image_id: str) -> bool:
         recorded = image_id in (await self._catalogue.snapshot()).images
-        return recorded and image_id in await self._stored() and image_id not in await self._catalogue.unfinished()
-
-    async def _stored(self) -> set[str]:
-        reply = await call(self._storage.list_images, ListImagesRequest(), timeout_s=_STORAGE_TIMEOUT_S, agent=STORAGE)
-        return set(reply.image_ids)
+        return (
+            recorded
+            and image_id in await stored_images(self._storage)
+            and image_id not in await self._catalogue.unfinished()
+        )
 
     async def _dispose(self, image_id: str) -> None:
         directory = self.blob_directory(image_id)

@@ -83,7 +83,8 @@ class Bridge:
             )
             for link in links.links(netlink):
                 if link.master == 0 and link.name.startswith(self._prefix):
-                    netlink.run(links.set_master(link.index, index))  # somebody deleted the bridge under its pods
+                    # Somebody deleted the bridge under its pods.
+                    netlink.run(links.set_master(link.index, index), links.allow_hairpin(link.name))
         self._allow_forwarding({network.version for network in networks})
 
     def _allow_forwarding(self, versions: set[int]) -> None:
@@ -117,6 +118,7 @@ class Bridge:
                     peer_netns=file.fileno(),
                 ),
                 links.set_alias(port, pod_id),
+                links.allow_hairpin(port),
             )
             kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
         with Netlink() as pod:

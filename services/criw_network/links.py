@@ -43,6 +43,9 @@ _IFLA_STATS64: Final = 23
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
+_IFLA_INFO_SLAVE_KIND: Final = 4
+_IFLA_INFO_SLAVE_DATA: Final = 5
+_IFLA_BRPORT_MODE: Final = 4
 _VETH_INFO_PEER: Final = 1
 _IFLA_BR_FORWARD_DELAY: Final = 1
 _IFF_UP: Final = 1
@@ -168,6 +171,19 @@ def new_veth(name: str, *, bridge: int, mtu: int, peer: str, peer_mac: bytes, pe
 def set_alias(name: str, alias: str) -> Message:
     payload = _link() + attribute(_IFLA_IFNAME, name) + attribute(_IFLA_IFALIAS, alias.encode())
     return Message(_RTM_NEWLINK, payload, what=f"name link {name}")
+
+
+def allow_hairpin(name: str) -> Message:
+    """Let a bridge send through this port what came by it: a pod that reaches itself through a host port.
+
+    Without br_netfilter such a packet is routed and would pass anyway; with it, the bridge itself turns it round.
+    """
+    slave = nested(
+        _IFLA_LINKINFO,
+        attribute(_IFLA_INFO_SLAVE_KIND, "bridge"),
+        nested(_IFLA_INFO_SLAVE_DATA, attribute(_IFLA_BRPORT_MODE, b"\1")),
+    )
+    return Message(_RTM_NEWLINK, _link() + attribute(_IFLA_IFNAME, name) + slave, what=f"set up bridge port {name}")
 
 
 def set_master(index: int, bridge: int) -> Message:

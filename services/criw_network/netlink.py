@@ -94,6 +94,8 @@ class Netlink:
 
     def run(self, *messages: Message) -> None:
         """Send all at once; the kernel does them in order. Raises the OSError of the first that was refused."""
+        if not messages:
+            return
         first = self._send(messages, NLM_F_ACK)
         waiting = set(range(first, self._sequence))
         refused: OSError | None = None

@@ -67,6 +67,8 @@ def replace(bridge: str, networks: Sequence[Network], present: Iterable[Element]
         iifname "{bridge}" ip saddr 127.0.0.0/8 drop
     }}
     chain hostports {{
+        # Nothing that comes from ::1 ever leaves the loopback interface: refused at once is better than never answered.
+        ip6 daddr ::1 return
         dnat ip to ip daddr . meta l4proto . th dport map @address4
         dnat ip6 to ip6 daddr . meta l4proto . th dport map @address6
         fib daddr type local dnat ip to meta l4proto . th dport map @port4
@@ -93,11 +95,8 @@ def replace(bridge: str, networks: Sequence[Network], present: Iterable[Element]
 
 
 def _masquerade(bridge: str, networks: Sequence[Network]) -> str:
-    lines = [
-        # A pod cannot answer the host's loopback.
-        f'oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade',
-        f'oifname "{bridge}" ip6 saddr ::1 masquerade',
-    ]
+    # A pod cannot answer the host's loopback.
+    lines = [f'oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade']
     for network in networks:
         family = "ip" if network.version == 4 else "ip6"
         # A pod that came by a host port would be answered by its neighbour directly, from an address it never asked.

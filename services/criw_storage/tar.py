@@ -98,7 +98,7 @@ def entries(stream: Stream) -> Iterator[Entry]:
                 raise Refused("its end is marked in the middle")
             stream.expect_zeros()
             break
-        if sum(header) - sum(header[148:156]) + 256 != _number(header[148:156]):
+        if not _has_checksum(header):
             raise Refused(f"there is no tar header at byte {stream.position - BLOCK}")
         kind = header[156]
         if kind in b"xgLK":
@@ -115,6 +115,13 @@ def entries(stream: Stream) -> Iterator[Entry]:
         stream.skip(end - stream.position)
     if pax:
         raise Refused("it ends after an extended header")
+
+
+def _has_checksum(header: bytes) -> bool:
+    """Whether the sum of all bytes, its own eight counted as blanks, is the one the header states."""
+    field = header[148:156]
+    stated = field.strip(b"\0 ").lstrip(b"0")
+    return stated == b"%o" % (sum(header) - sum(field) + 256)
 
 
 def _extended(stream: Stream, header: bytes) -> bytes:

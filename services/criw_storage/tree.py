@@ -161,7 +161,8 @@ class Tree:
                 if not create:
                     raise Refused(f"entry {entry} leads through {path!r}, which is not a directory of the layer")
                 self._make_directory(self._root, path, path)
-                self.implied.add(path)
+                if not mode:  # else it is a new one, whatever lower layers have here
+                    self.implied.add(path)
             real = path
         return real
 

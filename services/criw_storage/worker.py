@@ -12,7 +12,7 @@ import os
 
 from criw_storage.confine import confine
 from criw_storage.stream import Stream, uncompressed
-from criw_storage.tar import Refused, entries
+from criw_storage.tar import Entry, Refused, entries
 from criw_storage.tree import Tree
 
 TYPE_CHECKING = False
@@ -24,8 +24,9 @@ DIGEST = b"d"  # payload: sha256 of the uncompressed bytes, in hex
 REFUSED = b"r"  # payload: why
 NO_SPACE = b"s"  # no payload
 _IGNORED_SHOWN = 20
-# Not what the archive asks for, but the state of the machine.
-_OURS = frozenset({errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EACCES})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# The machine's state or our mistake, not what the archive asks for.
+_OURS = _FULL | {errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EACCES}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     except MemoryError:
         _say(REFUSED, [b"it needs more memory than a layer may"])
     except OSError as err:
-        if err.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if err.errno not in _FULL:
             raise
         _say(NO_SPACE, [b""])
     else:
@@ -57,18 +58,22 @@ def main(argv: Sequence[str]) -> None:
 
 def unpack(stream: Stream, tree: Tree) -> None:
     """Apply every entry of the archive. Raises Refused, OSError for a full disk or a broken one, MemoryError."""
-    name = "its root"
+    entry: Entry | None = None
     try:
         for entry in entries(stream):
-            name = f"entry {entry}"
             tree.apply(entry, stream)
+        entry = None
         tree.finish()
     except OSError as err:
-        if err.errno in _OURS or err.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if err.errno in _OURS:
             raise
-        raise Refused(f"{name} cannot be made: {err.strerror}") from err
+        raise Refused(f"{_name(entry)} cannot be made: {err.strerror}") from err
     except (ValueError, OverflowError) as err:  # a NUL in a name, a number no kernel call can take
-        raise Refused(f"{name} cannot be made: {err}") from err
+        raise Refused(f"{_name(entry)} cannot be made: {err}") from err
+
+
+def _name(entry: Entry | None) -> str:
+    return f"entry {entry}" if entry else "a directory"
 
 
 def _say(kind: bytes, payloads: Iterable[bytes]) -> None:

@@ -66,7 +66,9 @@ async def run(
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await asyncio.shield(process.wait())
+        # A descendant in a session of its own may hold the pipes open; wait() would wait for it, too.
+        process._transport.close()  # noqa: SLF001 — asyncio closes them in no other way
+        await asyncio.shield(process.wait())
     assert process.returncode is not None
     return Completed(process.returncode, said or b"", complained or b"")
 

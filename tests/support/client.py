@@ -33,6 +33,10 @@ class Client:
         request = cri.PullImageRequest(image=cri.ImageSpec(image=reference))
         return (await self.images.pull_image(request)).image_ref
 
+    async def remove_image(self, reference: str) -> None:
+        request = cri.RemoveImageRequest(image=cri.ImageSpec(image=reference))
+        await self.images.remove_image(request)
+
     # --- pods
 
     def pod_config(self, **changes: object) -> cri.PodSandboxConfig:

@@ -16,7 +16,7 @@ from typing import Final
 
 from criw import config
 from criw.config import AGENTS, AgentName, Config
-from criw.rpc import Channel
+from criw.rpc import Channel, call
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 
 ROOT: Final = Path(__file__).parents[2]
@@ -92,7 +92,8 @@ class Crew:
             raise AssertionError(f"criw-{agent} did not get ready:\n{self.log_path(agent).read_text()[-4000:]}")
 
     async def _serving(self, agent: AgentName) -> None:
-        reply = await HealthStub(self.channel(agent)).check(HealthCheckRequest(), timeout=START_LIMIT_S)
+        stub = HealthStub(self.channel(agent))
+        reply = await call(stub.check, HealthCheckRequest(), timeout_s=START_LIMIT_S, agent=f"criw-{agent}")
         assert reply.status == HealthCheckResponseServingStatus.SERVING
 
     async def kill(self, agent: AgentName) -> None:

@@ -60,6 +60,10 @@ class ScriptedRegistry:
             return await self.take_over(request)
         if (taken := self.answer(request)) is not None:
             return taken
+        return await self.serve(request)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """What a registry that behaves answers."""
         path = request.path.removeprefix("/v2/")
         repository, _, tag = path.partition("/manifests/")
         if tag:

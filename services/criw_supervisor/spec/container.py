@@ -114,7 +114,9 @@ def build(
             "oomScoreAdj": host.oom_score.clamped(wanted.oom_score_adj),
         },
         "mounts": [
-            *mounts.kernel_mounts(privileged=security.privileged, own_ipc="ipc" in pod.namespaces, cgroup_v2=host.cgroup_v2),
+            *mounts.kernel_mounts(
+                privileged=security.privileged, own_ipc="ipc" in pod.namespaces, cgroup_v2=host.cgroup_v2
+            ),
             *mounts.pod_mounts(pod.files, taken, readonly=security.readonly_rootfs),
             *mounts.user_mounts(config.mounts),
         ],

@@ -1,6 +1,7 @@
 """What a container sees besides its root: kernel file systems, the pod's files, the user's mounts."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -15,6 +16,19 @@ _PROPAGATION: Final = {
     MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and backslashes: proc(5)
+
+
+def all_mounts(
+    kernel: Sequence[JsonObject], pod: Sequence[JsonObject], user: Sequence[JsonObject]
+) -> list[JsonObject]:
+    """Everything in the order it is mounted, parents before children: a volume on /etc does not hide the pod's hosts.
+
+    What the user mounts takes the place of a kernel file system.
+    """
+    taken = {mount["destination"] for mount in user}
+    everything = [*(mount for mount in kernel if mount["destination"] not in taken), *pod, *user]
+    return sorted(everything, key=lambda mount: len(PurePosixPath(str(mount["destination"])).parts))
 
 
 def kernel_mounts(*, privileged: bool, own_ipc: bool, cgroup_v2: bool) -> list[JsonObject]:
@@ -49,12 +63,11 @@ def pod_mounts(files: Mapping[str, Path], taken: set[str], *, readonly: bool) ->
 
 
 def user_mounts(mounts: Sequence[Mount]) -> list[JsonObject]:
-    """The mounts of the request, parents before children. Raises InvalidArgument naming the mount that cannot be.
+    """The mounts of the request. Raises InvalidArgument naming the mount that cannot be.
 
     Raises Failed beginning with ImageVolumeMountFailed, the prefix the kubelet looks for, for an image volume.
     """
-    by_depth = sorted(mounts, key=lambda mount: len(PurePosixPath(mount.container_path).parts))
-    return [_user_mount(mount) for mount in by_depth]
+    return [_user_mount(mount) for mount in mounts]
 
 
 def propagation_of_root(mounts: Sequence[Mount]) -> str:
@@ -83,11 +96,11 @@ def _user_mount(mount: Mount) -> JsonObject:
         raise InvalidArgument(f"cannot mount on {where}: mount_options are not supported by this runtime (see Status)")
     source = _real_source(mount)
     options = ["rbind", _propagation(mount, source), "ro" if mount.readonly else "rw"]
-    return _mount(where, "bind", source, options)
+    return _mount(os.path.normpath(where), "bind", source, options)
 
 
 def _real_source(mount: Mount) -> str:
-    if not mount.host_path.startswith("/"):
+    if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidArgument(
             f"cannot mount {mount.host_path or '(nothing)'} on {mount.container_path}: host_path must be absolute"
         )
@@ -120,14 +133,13 @@ def _propagation(mount: Mount, source: str) -> str:
 def _peer_groups(path: str) -> tuple[bool, bool]:
     """Whether the mount that `path` is on is shared, and whether it is a slave (mountinfo's optional fields)."""
     best, shared, slave = -1, False, False
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields, _, _ = line.partition(" - ")
-        words = fields.split(" ")
-        point = words[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-        if len(point) >= best and (path == point or path.startswith(point.rstrip("/") + "/")):
+    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+        words = line.partition(b" - ")[0].split(b" ")
+        point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), words[4])
+        if len(point) >= best and (os.fsencode(path) + b"/").startswith(point.rstrip(b"/") + b"/"):
             best = len(point)
-            shared = any(word.startswith("shared:") for word in words[6:])
-            slave = any(word.startswith("master:") for word in words[6:])
+            shared = any(word.startswith(b"shared:") for word in words[6:])
+            slave = any(word.startswith(b"master:") for word in words[6:])
     return shared, slave
 
 

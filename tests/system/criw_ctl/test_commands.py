@@ -114,7 +114,9 @@ async def test_a_life_from_pull_to_removal(here: Host) -> None:
 
     about = json.loads(await here.ok("inspect", "web"))
     address = about["status"]["network"]["ip"]
-    assert about["containers"][0]["status"]["id"] == container_id
+    (inside,) = about["containers"]
+    assert inside["status"]["id"] == container_id
+    assert Path(f"/proc/{inside['info']['pid']}/comm").read_text() == "nginx\n"
     assert address in await here.ok("pods")
 
     said = await here.criwctl("exec", "web", "sh", "-c", "echo $WORD; cat /data/word; hostname; echo no >&2; exit 7")

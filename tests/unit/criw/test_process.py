@@ -73,10 +73,24 @@ async def test_a_file_that_is_no_program_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rest", ["exec sleep 60", "sleep 60 & echo $!; wait"])
 async def test_what_takes_too_long_is_killed_with_all_it_started(rest: str, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with pytest.raises(DeadlineExceeded, match=r"^cannot finish sh -c .* after 0\.3 s"):
-        await run(["sh", "-c", f"exec >{pids}; echo $$; {rest}"], timeout_s=0.3)
-    for pid in map(int, pids.read_text().split()):
+    async with asyncio.timeout(10):
+        with pytest.raises(DeadlineExceeded, match=r"^cannot finish sh -c .* after 0\.3 s"):
+            await run(["sh", "-c", f"exec >{pids}; echo $$; {rest}"], timeout_s=0.3)
+    first, *others = map(int, pids.read_text().split())
+    assert not Path(f"/proc/{first}").exists()  # reaped before the caller was told
+    for pid in others:
         assert await gone(pid)
+
+
+@pytest.mark.parametrize("rest", ["exit 0", "exec sleep 60"])
+async def test_a_daemon_that_holds_the_output_open_is_not_waited_for_longer(rest: str, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    async with asyncio.timeout(10):
+        with pytest.raises(DeadlineExceeded):
+            await run(["sh", "-c", f"setsid sleep 60 & echo $! >{pids}; {rest}"], timeout_s=0.3)
+    daemon = int(pids.read_text())
+    os.kill(daemon, signal.SIGKILL)  # its own session: it was not killed with the rest
+    assert await gone(daemon)
 
 
 async def test_what_nobody_waits_for_any_more_is_killed(tmp_path: Path) -> None:

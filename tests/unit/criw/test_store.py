@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import signal
 import sqlite3
 import sys
@@ -139,6 +140,31 @@ async def test_a_full_disk_is_told_and_loses_nothing(store: Store) -> None:
     await store._run(lambda: store._database.execute("PRAGMA max_page_count = 100000"))
     await store.put(Pod(id="3"))
     assert [pod.id for pod in await store.all(Pod)] == ["1", "3"]
+
+
+async def test_a_reader_does_not_wait_for_a_writer(store: Store, database: Path) -> None:
+    await store.put(Pod(id="1"))
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("DELETE FROM record")
+        assert await store.all(Pod) == [Pod(id="1")]
+        other.execute("COMMIT")
+    assert await store.all(Pod) == []
+
+
+async def test_a_database_another_process_is_just_making_is_waited_for(database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(put_in(database, Pod(id="1")))
+        await asyncio.wait({opening}, timeout=0.1)
+        assert not opening.done()
+        other.execute("COMMIT")
+    await opening
+
+
+async def put_in(database: Path, pod: Pod) -> None:
+    async with open_store(database) as store:
+        await store.put(pod)
 
 
 WRITER = """

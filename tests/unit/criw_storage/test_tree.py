@@ -1,0 +1,353 @@
+import contextlib
+import errno
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from criw_storage.stream import Stream
+from criw_storage.tar import Refused
+from criw_storage.tree import Tree, remove_tree
+from criw_storage.worker import unpack
+from support.images import Entry, directory, file, hard_link, opaque, symlink, tar_of, whiteout
+
+SECRET = "not of this layer\n"
+
+
+@pytest.fixture(autouse=True)
+def as_in_the_worker() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The directory of a layer; beside it is one that no layer may reach."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret").write_text(SECRET)
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def apply(root: Path, *entries: Entry, max_inodes: int = 1000) -> Tree:
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    tree = Tree(descriptor, max_inodes=max_inodes)
+    try:
+        unpack(Stream(iter([tar_of(entries)]), limit=2**30), tree)
+    finally:
+        tree.close()
+        os.close(descriptor)
+    assert not list(root.parent.glob("[!ro]*")), "something was made beside the root"
+    assert (root.parent / "outside/secret").read_text() == SECRET
+    assert names(root.parent / "outside") == ["secret"]
+    return tree
+
+
+def names(path: Path) -> list[str]:
+    return [found.name for found in path.iterdir()]
+
+
+def contents(root: Path) -> set[str]:
+    return {os.fspath(path.relative_to(root)) for path in root.rglob("*")}
+
+
+# What entries make
+
+
+def test_files_directories_and_links(root: Path) -> None:
+    tree = apply(
+        root,
+        directory("."),
+        directory("usr/", 0o2755),
+        file("usr/program", b"\x7fELF" * 5000, 0o755),
+        file("./usr/empty", b"", 0o600),
+        hard_link("usr/same", "usr/program"),
+        symlink("usr/dangling", "../../../nowhere"),
+        Entry("usr/fifo", tarfile.FIFOTYPE, 0o622),
+    )
+    assert contents(root) == {"usr"} | {f"usr/{name}" for name in ("program", "empty", "same", "dangling", "fifo")}
+    assert (root / "usr/program").read_bytes() == b"\x7fELF" * 5000
+    assert (root / "usr/program").stat().st_ino == (root / "usr/same").stat().st_ino
+    assert (root / "usr/dangling").readlink() == Path("../../../nowhere")
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in (root / "usr").iterdir()}
+    assert modes == {"program": 0o755, "same": 0o755, "empty": 0o600, "dangling": 0o777, "fifo": 0o622}
+    assert stat.S_IMODE((root / "usr").stat().st_mode) == 0o2755
+    assert {path.lstat().st_mtime for path in root.rglob("*")} == {0}  # directories, too
+    assert root.stat().st_mtime == 0
+    assert (tree.implied, tree.opaque, tree.whited, tree.ignored) == (set(), set(), set(), set())
+
+
+def test_a_name_that_is_not_listed_is_reported(root: Path) -> None:
+    tree = apply(root, file("a/b/c/file", "x"), directory("a/b"), file("/absolute", "x"))
+    assert tree.implied == {b"", b"a", b"a/b/c"}
+    assert (root / "absolute").is_file()
+
+
+@pytest.mark.root
+def test_owners_and_set_id_bits(root: Path) -> None:
+    apply(
+        root,
+        directory("d", 0o2770, uid=5, gid=6),
+        file("d/program", "x", 0o6755, uid=1000, gid=2_000_000_000),
+        Entry("d/link", tarfile.SYMTYPE, target="x", uid=7, gid=8),
+        file("d/roots", "x"),
+    )
+    found = {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in root.rglob("*")}
+    assert found == {"d": (5, 6), "program": (1000, 2_000_000_000), "link": (7, 8), "roots": (0, 0)}
+    assert stat.S_IMODE((root / "d/program").stat().st_mode) == 0o6755
+    assert stat.S_IMODE((root / "d").stat().st_mode) == 0o2770
+
+
+@pytest.mark.root
+def test_extended_attributes(root: Path) -> None:
+    tree = apply(
+        root,
+        Entry("d", tarfile.DIRTYPE, 0o755, xattrs={"user.of": "directory"}),
+        Entry("d/f", data=b"x", xattrs={"user.of": "file", "security.selinux": "label", "trusted.own": "x"}),
+    )
+    assert os.getxattr(root / "d", "user.of") == b"directory"
+    assert os.getxattr(root / "d/f", "user.of") == b"file"
+    assert tree.ignored == {b"security.selinux", b"trusted.own"}
+    with pytest.raises(Refused, match="overlayfs"):
+        apply(root, Entry("e", tarfile.DIRTYPE, xattrs={"trusted.overlay.redirect": "/etc"}))
+
+
+def test_a_later_entry_replaces_an_earlier_one(root: Path) -> None:
+    tree = apply(
+        root,
+        directory("was-directory"),
+        file("was-directory/in/it", "x"),
+        opaque("was-directory/in"),
+        file("was-directory", "now a file"),
+        file("was-file", "x"),
+        directory("was-file"),
+        file("was-file/in", "it"),
+        symlink("was-link", "was-file"),
+        file("was-link/through", "x"),
+        directory("was-link"),
+        file("was-link/own", "x"),
+        file("twice", "long before"),
+        file("twice", "after"),
+        file("parent", "x"),
+        file("parent/child", "x"),
+        directory("same"),
+        file("same/kept", "x"),
+        directory("same", 0o700),
+    )
+    assert contents(root) == {
+        "was-directory", "was-file", "was-file/in", "was-file/through", "was-link", "was-link/own", "twice",
+        "parent", "parent/child", "same", "same/kept",
+    }  # fmt: skip
+    assert (root / "twice").read_text() == "after"
+    assert stat.S_IMODE((root / "same").stat().st_mode) == 0o700
+    assert tree.implied == {b""}
+    # What a directory replaces hid what lower layers have there; so it must not be merged with that.
+    assert tree.opaque == {b"was-file", b"was-link", b"parent"}
+
+
+def test_whiteouts(root: Path) -> None:
+    tree = apply(
+        root,
+        directory("d"),
+        whiteout("d/gone"),
+        opaque("d/e"),
+        file("d/.wh..wh.plnk", "of AUFS"),
+        directory("kept"),
+        whiteout("kept"),
+        whiteout("renewed"),
+        directory("renewed"),
+        whiteout("implied-anew"),
+        file("implied-anew/file", "x"),
+        whiteout("file"),
+        file("file", "x"),
+        whiteout("file"),
+    )
+    gone = (root / "d/gone").stat()
+    assert stat.S_ISCHR(gone.st_mode)
+    assert gone.st_rdev == 0
+    assert contents(root) == {"d", "d/gone", "d/e", "kept", "renewed", "implied-anew", "implied-anew/file", "file"}
+    assert tree.opaque == {b"d/e", b"kept", b"renewed", b"implied-anew"}
+    assert tree.whited == {b"d", b""}
+    assert tree.implied == {b"", b"d/e"}
+
+
+@pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "d/.wh.."])
+def test_whiteouts_of_nothing_are_refused(root: Path, name: str) -> None:
+    with pytest.raises(Refused, match="removes nothing"):
+        apply(root, Entry(name))
+
+
+# What entries must not reach
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        file("../outside/secret", "overwritten"),
+        file("a/../../outside/secret", "overwritten"),
+        file("..", "x"),
+        directory("../outside", 0o777),
+        symlink("d/../../outside/link", "x"),
+        hard_link("stolen", "../outside/secret"),
+        hard_link("../outside/stolen", "f"),
+        whiteout("../outside/secret"),
+        opaque("../outside"),
+    ],
+    ids=lambda entry: entry.name,
+)
+def test_dots_lead_nowhere(root: Path, entry: Entry) -> None:
+    with pytest.raises(Refused, match="leads out of the layer"):
+        apply(root, directory("d"), file("f", "x"), entry)
+
+
+@pytest.mark.parametrize("target", ["../outside", "{outside}", "../../../../../../..{outside}", "d/../../outside"])
+def test_symbolic_links_are_followed_inside_the_root_only(root: Path, target: str) -> None:
+    target = target.format(outside=root.parent / "outside")
+    apply(root, directory("d"), symlink("link", target), file("link/secret", "inside"), file("link/deep/er", "inside"))
+    inside = [path for path in root.rglob("secret") if not path.is_symlink()]
+    assert [path.read_text() for path in inside] == ["inside"]
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_not_written_through(root: Path) -> None:
+    outside = os.fspath(root.parent / "outside/secret")
+    apply(
+        root,
+        symlink("link", outside),
+        file("link", "mine"),
+        symlink("other", outside),
+        Entry("other", tarfile.FIFOTYPE),
+    )
+    assert not (root / "link").is_symlink()
+    assert (root / "link").read_text() == "mine"
+
+
+@pytest.mark.parametrize("target", ["{outside}/secret", "link/secret", "/etc/passwd", "missing", "d", "l", "/", ""])
+def test_hard_links_are_to_files_of_the_layer_only(root: Path, target: str) -> None:
+    outside = root.parent / "outside"
+    with pytest.raises(Refused):
+        apply(
+            root,
+            directory("d"),
+            symlink("link", os.fspath(outside)),
+            hard_link("stolen", target.format(outside=outside)),
+        )
+
+
+def test_a_hard_link_to_a_symbolic_link_is_one_to_the_link(root: Path) -> None:
+    apply(root, symlink("link", os.fspath(root.parent / "outside/secret")), hard_link("same", "link"))
+    assert (root / "same").is_symlink()
+    assert (root / "same").lstat().st_nlink == 2
+
+
+def test_circles_of_links_are_refused(root: Path) -> None:
+    with pytest.raises(Refused, match="too many symbolic links"):
+        apply(root, symlink("a", "b"), symlink("b", "a"), file("a/file", "x"))
+
+
+def test_the_root_stays_a_directory(root: Path) -> None:
+    for entry in (file("./", "x"), symlink(".", "/etc"), hard_link("/", "f")):
+        with pytest.raises(Refused):
+            apply(root, file("f", "x"), entry)
+
+
+def test_too_many_inodes_are_a_full_disk(root: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        apply(root, file("a/b/c/d", "x"), max_inodes=3)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("name", ["n" * 300, f"{'n' * 200}/" * 25 + "f"])
+def test_names_the_kernel_does_not_take_are_refused(root: Path, name: str) -> None:
+    with pytest.raises(Refused, match="cannot be made"):
+        apply(root, file(name, "x"))
+
+
+def test_more_directories_than_may_be_open(root: Path) -> None:
+    apply(
+        root,
+        *(file(f"{number}/file", "x") for number in range(200)),
+        *(file(f"{number}/b", "x") for number in range(200)),
+    )
+    assert len(contents(root)) == 600
+
+
+NAMES = st.sampled_from(
+    [
+        "a",
+        "b",
+        "a/b",
+        "b/a",
+        "a/b/a",
+        "./a",
+        "/b",
+        ".",
+        "..",
+        "a/..",
+        "../outside/x",
+        ".wh.a",
+        "a/.wh.b",
+        "b/.wh..wh..opq",
+        "a/.wh..",
+        ".wh..wh..opq",
+    ]
+)
+TARGETS = st.sampled_from(["a", "b", "/a", "..", "../..", "../outside", "a/b", "/", "."])
+ENTRIES = st.one_of(
+    st.builds(file, NAMES, st.binary(max_size=5), st.integers(0, 0o7777)),
+    st.builds(directory, NAMES, st.integers(0, 0o7777)),
+    st.builds(symlink, NAMES, TARGETS),
+    st.builds(hard_link, NAMES, TARGETS),
+    st.builds(Entry, NAMES, st.just(tarfile.FIFOTYPE)),
+)
+
+
+@given(st.lists(ENTRIES, max_size=12))
+def test_any_entries_stay_inside_and_what_is_reported_is_there(entries: list[Entry]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "outside").mkdir()
+        (Path(name) / "outside/secret").write_text(SECRET)
+        root = Path(name) / "root"
+        root.mkdir()
+        with contextlib.suppress(Refused):
+            tree = apply(root, *entries)
+            for path in tree.implied | tree.opaque | tree.whited:
+                walked = root
+                for part in os.fsdecode(path).split("/") if path else ():
+                    walked /= part
+                    assert not walked.is_symlink()
+                    assert walked.is_dir()
+        remove_tree(root)
+        assert names(Path(name)) == ["outside"]
+
+
+# Removing
+
+
+def test_a_tree_is_removed_and_nothing_else(root: Path) -> None:
+    apply(root, symlink("link", os.fspath(root.parent / "outside")), file("a/b/c", "x"), directory("a/closed", 0))
+    remove_tree(root)
+    assert names(root.parent) == ["outside"]
+    assert (root.parent / "outside/secret").read_text() == SECRET
+    remove_tree(root)  # it is not there: no error
+    (root.parent / "link").symlink_to("outside")
+    with pytest.raises(OSError):
+        remove_tree(root.parent / "link")
+
+
+def test_a_tree_deeper_than_paths_and_stacks_is_removed(root: Path) -> None:
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deep", dir_fd=here)
+        below = os.open("deep", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    remove_tree(root)
+    assert not root.exists()

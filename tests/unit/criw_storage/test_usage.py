@@ -1,0 +1,55 @@
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from criw_storage.usage import Usage, measure
+
+
+def test_blocks_and_inodes_are_counted_and_hard_links_once(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "a/file").write_bytes(bytes(100_000))
+    (tree / "a/b/link").hardlink_to(tree / "a/file")
+    (tree / "sparse").touch()
+    os.truncate(tree / "sparse", 10**9)
+    (tree / "out").symlink_to("/usr")
+    os.sync()
+    measured = measure(tree)
+    counted = [tree, tree / "a", tree / "a/b", tree / "a/file", tree / "sparse", tree / "out"]
+    assert measured.inodes == len(counted)
+    assert measured.size_bytes == sum(path.lstat().st_blocks * 512 for path in counted)
+    assert 100_000 <= measured.size_bytes < 1_000_000
+
+
+def test_what_is_deeper_than_a_path_can_say_is_left_out(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("d" * 200, dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert 19 < measure(tmp_path).inodes <= 22
+
+
+def test_a_tree_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        measure(tmp_path / "missing")
+
+
+async def test_writable_layers_are_measured_again_and_again(tmp_path: Path) -> None:
+    usage = Usage()
+    task = asyncio.create_task(
+        usage.keep_measuring(lambda: {"here": tmp_path, "gone": tmp_path / "gone"}, interval_s=0.001)
+    )
+    first = last = 0
+    while not first or first == last:
+        await asyncio.sleep(0.001)
+        last = usage.rootfs["here"].timestamp_ns if usage.rootfs else 0
+        first = first or last
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert usage.rootfs.keys() == {"here"}
