@@ -279,10 +279,12 @@ class Demo:
         return [f"namespace {name}" for name in sorted(left)]
 
     def next_lines(self) -> None:
-        command = f"criwctl --config {self.crew.config_path}"
+        self.channel.close()
+        program = os.path.relpath(Path(sys.executable).with_name("criwctl"))
+        command = f"{program} --config {self.crew.config_path}"
         assert self.up is not None
         print(
-            f"\nThe crew goes on. Type next (criwctl is {Path(sys.executable).with_name('criwctl')}):\n"
+            "\nThe crew goes on. Type next:\n"
             f"  {command} ps\n"
             f"  {command} logs -f client\n"
             f"  {command} exec nginx sh -c 'wget -qO- http://127.0.0.1/'\n"

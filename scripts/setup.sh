@@ -57,6 +57,6 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
 fi
 stamp=.venv/criw-setup
 if ! cat pyproject.toml constraints.txt | cmp -s - "$stamp"; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
     cat pyproject.toml constraints.txt >"$stamp"
 fi

@@ -1,20 +1,27 @@
 """Passing calls on: bytes in, bytes out, with deadline, metadata and errors as they are."""
 
+import asyncio
+import re
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
 
+import grpclib.client
 import grpclib.server
 from grpclib.const import Handler
 from grpclib.exceptions import StreamTerminatedError
 
 from criw.config import AgentName
 from criw.errors import DeadlineExceeded, Unavailable
-from criw_cri.instances import Instances
+from criw.rpc import never_begun
+from criw_cri.instances import PAUSE_S, Instance, Instances
 from criw_cri.routes import Route
 
 ServerStream = grpclib.server.Stream[Any, Any]
+T = TypeVar("T")
 _BROKEN: Final = (StreamTerminatedError, ConnectionError)
+_SENDABLE: Final = re.compile(r"[ -~]+")
 
 
 class Forwarder:
@@ -43,33 +50,70 @@ class Forwarder:
         while True:
             instance = await self._instances[route.agent].connected(until=_until(stream))
             try:
-                with instance.busy() as channel:
-                    async with channel.request(
-                        route.path, route.cardinality, bytes, bytes, deadline=stream.deadline, metadata=stream.metadata
-                    ) as call:
-                        await call.send_message(request, end=True)
-                        reply = await call.recv_message()
+                return await _in_own_task(_ask(instance, route, request, stream))
             except _BROKEN as err:
-                if not route.idempotent:
+                if not route.idempotent and not never_begun(err):
                     raise Unavailable(f"cannot finish the call: criw-{route.agent} went away in it; ask again") from err
             except TimeoutError as err:
                 raise DeadlineExceeded(f"cannot answer in time: criw-{route.agent} did not") from err
-            else:
-                assert reply is not None
-                return reply
+            await asyncio.sleep(PAUSE_S)
 
     async def _forward_stream(self, route: Route, request: bytes, stream: ServerStream) -> None:
         instance = await self._instances[route.agent].connected(until=_until(stream))
         try:
-            with instance.busy() as channel:
-                async with channel.request(
-                    route.path, route.cardinality, bytes, bytes, deadline=stream.deadline, metadata=stream.metadata
-                ) as call:
-                    await call.send_message(request, end=True)
-                    async for reply in call:
-                        await stream.send_message(reply)
+            await _in_own_task(_pass_on(instance, route, request, stream))
         except _BROKEN as err:
             raise Unavailable(f"cannot go on with the stream: criw-{route.agent} went away; ask again") from err
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"cannot go on with the stream of criw-{route.agent}: its time is over") from err
+
+
+async def _in_own_task(work: Coroutine[object, object, T]) -> T:
+    """Await a call to an agent. grpclib wakes a waiting call by cancelling its task and never takes that back."""
+    caller = asyncio.current_task()
+    assert caller is not None
+    cancellations = caller.cancelling()
+    try:
+        return await asyncio.create_task(work)
+    except (*_BROKEN, TimeoutError) as err:
+        if caller.cancelling() > cancellations:  # we were cancelled in the same moment
+            raise asyncio.CancelledError from err
+        raise
+
+
+@asynccontextmanager
+async def _asked(
+    instance: Instance, route: Route, request: bytes, stream: ServerStream
+) -> AsyncIterator[grpclib.client.Stream[bytes, bytes]]:
+    """The call to the agent, made as it was made to us."""
+    with instance.busy() as channel:
+        async with channel.request(
+            route.path, route.cardinality, bytes, bytes, deadline=stream.deadline, metadata=_metadata(stream)
+        ) as call:
+            await call.send_message(request, end=True)
+            yield call
+
+
+async def _ask(instance: Instance, route: Route, request: bytes, stream: ServerStream) -> bytes:
+    async with _asked(instance, route, request, stream) as call:
+        reply = await call.recv_message()
+    assert reply is not None
+    return reply
+
+
+async def _pass_on(instance: Instance, route: Route, request: bytes, stream: ServerStream) -> None:
+    async with _asked(instance, route, request, stream) as call:
+        async for reply in call:
+            await stream.send_message(reply)
+
+
+def _metadata(stream: ServerStream) -> list[tuple[str, str | bytes]]:
+    """The client's metadata, but for what grpclib refuses to send: empty values, and text that is not ASCII."""
+    return [
+        (key, value)
+        for key, value in (stream.metadata or {}).items()
+        if isinstance(value, bytes) or _SENDABLE.fullmatch(value)
+    ]
 
 
 def _until(stream: ServerStream) -> float | None:

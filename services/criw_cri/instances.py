@@ -11,10 +11,10 @@ from typing import Final
 from grpclib.client import Channel
 from grpclib.config import Configuration
 
-from criw.errors import Unavailable
+from criw.errors import PermissionDenied, Unavailable
 from criw.rpc import Codec
 
-_PAUSE_S: Final = 0.02
+PAUSE_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline
 _WINDOW: Final = 16 * 1024 * 1024
 _SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
@@ -56,12 +56,17 @@ class Instances:
             for instance in self._by_load():
                 try:
                     await instance.channel.__connect__()
-                except (ConnectionError, FileNotFoundError):
+                except (ConnectionError, FileNotFoundError, BlockingIOError):  # the last: its queue is full
                     continue
+                except PermissionError as err:
+                    raise PermissionDenied(
+                        f"cannot reach criw-{self._agent} in {self._directory}: only root and the sockets' group may; "
+                        "run the door as one of them"
+                    ) from err
                 return instance
             if time.monotonic() >= limit:
                 raise Unavailable(f"cannot reach criw-{self._agent} in {self._directory}; is it running?")
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(PAUSE_S)
 
     def _by_load(self) -> list[Instance]:
         there = set(self._directory.glob("*.sock"))

@@ -4,7 +4,9 @@ They are imported inside the commands: none should wait for what only another on
 """
 
 import asyncio
+import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
@@ -97,6 +99,12 @@ async def _each(names: Iterable[str], work: Callable[[str], Awaitable[None]]) ->
         raise typer.Exit(1)
 
 
+def _program() -> str:
+    """How to call criwctl again."""
+    called = Path(sys.argv[0])
+    return "criwctl" if shutil.which("criwctl") or called.name != "criwctl" else str(called)
+
+
 @app.command()
 def up(context: typer.Context) -> None:
     """Start the crew on this host and watch over it until Ctrl-C; containers go on without it."""
@@ -105,17 +113,18 @@ def up(context: typer.Context) -> None:
 
     settings = _settings(context)
     log.setup("criwctl", level=settings.log_level, style=settings.log_format)
-    command = f"criwctl --config {context.obj}" if context.obj else "criwctl"
+    command = f"{_program()} --config {context.obj}" if context.obj else _program()
 
     def on_ready() -> None:
-        print(
-            f"The crew is ready; its CRI socket is {settings.socket('cri')}. In another terminal:\n"
-            f"  {command} status\n"
-            f"  {command} run -d --name web -p 8080:80 docker.io/library/nginx\n"
-            f"  {command} ps\n"
+        lines = (
+            f"The crew is ready; its CRI socket is {settings.socket('cri')}. In another terminal:",
+            f"  {command} status",
+            f"  {command} run -d --name web -p 8080:80 docker.io/library/nginx",
+            f"  {command} ps",
             "Ctrl-C stops it.",
-            flush=True,
         )
+        with contextlib.suppress(OSError):  # nobody reads any more
+            print(*lines, sep="\n", flush=True)
 
     try:
         code = run_crew(settings, context.obj, on_ready)

@@ -97,8 +97,18 @@ class Crew:
     def _start(self, member: Member) -> None:
         member.ready = False
         member.started = time.monotonic()
-        member.pid = fork_agent(member.agent, self._argv, let_go=self._let_go)
-        log.info("%s started", member.name, extra={"pid": member.pid})
+        try:
+            member.pid = fork_agent(member.agent, self._argv, let_go=self._let_go)
+        except OSError as err:  # no memory or no process left now; the others must not suffer for it
+            self._start_later(member, f"cannot be started: {err.strerror}")
+        else:
+            log.info("%s started", member.name, extra={"pid": member.pid})
+
+    def _start_later(self, member: Member, why: str) -> None:
+        member.quick_deaths = 1 if time.monotonic() - member.started >= GOOD_LIFE_S else member.quick_deaths + 1
+        pause = pause_before_restart(member.quick_deaths)
+        member.due = time.monotonic() + pause
+        log.warning("%s %s; starting it again in %.2f s", member.name, why, pause)
 
     def _handle_events(self, *, until: float | None) -> None:
         """Wait for a signal, a death or a message of an agent, at most until `until`, and act on all there are."""
@@ -118,7 +128,6 @@ class Crew:
                     log.info("%s is ready", member.name, extra={"after_s": round(time.monotonic() - member.started, 3)})
 
     def _ended(self, member: Member, code: int) -> None:
-        lived = time.monotonic() - member.started
         how = f"was ended by a signal ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
         member.pid = None
         member.ready = False
@@ -129,10 +138,7 @@ class Crew:
             log.error("%s cannot work with this configuration; stopping the crew", member.name)
             self._refused = True
             return
-        member.quick_deaths = 1 if lived >= GOOD_LIFE_S else member.quick_deaths + 1
-        pause = pause_before_restart(member.quick_deaths)
-        member.due = time.monotonic() + pause
-        log.warning("%s %s after %.1f s; starting it again in %.2f s", member.name, how, lived, pause)
+        self._start_later(member, f"{how} after {time.monotonic() - member.started:.1f} s")
 
     def _stop(self) -> bool:
         """Stop the agents in reverse order of their start; False if one had to be killed."""
@@ -219,8 +225,14 @@ def _ended_children() -> Iterator[tuple[int, int]]:
 def _hold_directories(stack: contextlib.ExitStack, settings: Config) -> None:
     """Raises FailedPrecondition if another `criwctl up` holds one of them."""
     for directory in (settings.run, settings.root):
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        file = stack.enter_context((directory / "up.lock").open("a+"))
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            file = stack.enter_context((directory / "up.lock").open("a+"))
+        except OSError as err:
+            raise FailedPrecondition(
+                f"cannot start the crew on {directory}: {err.strerror}; run it as root, or set root and run to other "
+                "directories"
+            ) from err
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:

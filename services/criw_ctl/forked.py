@@ -2,7 +2,8 @@
 
 The modules every agent needs are imported before the fork, so that their memory exists once; five Python
 processes started apart would each hold their own copy. What makes forking sound: until then there is one thread, no
-event loop, and nothing of an agent's has been built.
+event loop, and nothing of an agent's has been built. What it costs: an upgrade of the files takes effect as a whole
+when `criwctl up` is started again, for what has been imported stays.
 """
 
 import contextlib

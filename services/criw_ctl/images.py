@@ -33,6 +33,8 @@ class Bars:
         self._bars: dict[int, TaskID] = {}
 
     def show(self, layers: Sequence[LayerProgress]) -> None:
+        if layers:
+            self._progress.start()  # not before: a pull that fails at once shows its error only
         for index, layer in enumerate(layers):  # by place: the same layer may stand in an image twice
             if index not in self._bars:
                 self._bars[index] = self._progress.add_task(short(layer.digest), total=None, state="")
@@ -53,8 +55,12 @@ def _bars() -> Iterator[Bars]:
         TransferSpeedColumn(),
         TextColumn("{task.fields[state]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    progress = Progress(*columns, console=Console(stderr=True))
+    try:
         yield Bars(progress)
+    finally:
+        if progress.live.is_started:
+            progress.live.stop()
 
 
 async def pull(config: Config, image: str) -> str:

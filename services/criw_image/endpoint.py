@@ -230,10 +230,15 @@ class Endpoint:
         return token
 
     def _stranger(self, text: str) -> URL:
+        """An address the registry names, in its own spelling. Raises Failed for one that nothing can be sent to."""
         try:
-            return URL(text, encoded=True)
-        except ValueError as err:
+            url = URL(text, encoded=True)
+            (url.host or "").encode("idna")  # as the resolver will
+            if url.port == 0:
+                raise ValueError("there is no port 0")
+        except ValueError as err:  # UnicodeError is one
             raise Failed(f"cannot pull {self._what}: {self.base} names the address {text[:200]!r}: {err}") from err
+        return url
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> Exception:
         status, said = response.status, await _said(response)

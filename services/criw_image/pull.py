@@ -16,7 +16,7 @@ from typing import Final
 from prometheus_client import Counter
 
 from criw.config import ImageSection
-from criw.errors import FailedPrecondition, InvalidArgument, NotFound
+from criw.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from criw.locks import run_to_end
 from criw.rpc import call
 from criw_image.catalogue import Catalogue, DocumentsRecord, ImageRecord
@@ -42,7 +42,7 @@ from criw_proto.runtime.v1 import AuthConfig
 log = logging.getLogger(__name__)
 _UNPACK_TIMEOUT_S: Final = 900.0  # the largest layers there are, on a slow disk, with others before them
 _COMMIT_TIMEOUT_S: Final = 120.0
-_COMMIT_ATTEMPTS: Final = 3
+_COMMIT_ATTEMPTS: Final = 10  # each is one restart of the storage agent in the middle of the pull
 _INDEX_DEPTH: Final = 3
 _RECORD_LIMIT_S: Final = 60.0
 
@@ -164,9 +164,9 @@ class Puller:
             try:
                 size_bytes = await self._commit(image_id, config.diff_ids)
                 break
-            except FailedPrecondition:  # storage was started again and has forgotten what was not committed
+            except FailedPrecondition as err:  # storage was started again and has forgotten what was not committed
                 if attempt == _COMMIT_ATTEMPTS:
-                    raise
+                    raise Unavailable(f"cannot pull image {image_id}: {STORAGE} keeps being started again") from err
         await asyncio.to_thread(shutil.rmtree, directory)
         return size_bytes
 

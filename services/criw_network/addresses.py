@@ -24,6 +24,8 @@ def parse_ranges(cidrs: Iterable[str]) -> tuple[Network, ...]:
             network = ipaddress.ip_network(cidr)
         except ValueError as err:
             raise InvalidArgument(f"cannot use pod range {cidr!r}: {err}") from err
+        if "%" in cidr:  # a zone is any text: it must not get into the rules
+            raise InvalidArgument(f"cannot use pod range {cidr!r}: it has a zone")
         if "/" not in cidr or network.prefixlen > _LONGEST_PREFIX[network.version]:
             longest = _LONGEST_PREFIX[network.version]
             raise InvalidArgument(f"cannot use pod range {cidr}: too small for a gateway and a pod; /{longest} at most")

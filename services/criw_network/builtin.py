@@ -244,10 +244,11 @@ def _elements(attachment: Attachment) -> Iterator[ruleset.Element]:
 @contextlib.asynccontextmanager
 async def builtin(bridge: Bridge, networks: Sequence[Network], rotations: Iterable[Rotation]) -> AsyncIterator[Builtin]:
     """The provider; leaving the block waits for what the kernel still has to tidy up."""
-    async with asyncio.TaskGroup() as tasks:
-        provider = Builtin(bridge, networks, rotations, Disposal(tasks))
-        try:
-            yield provider
-        finally:
-            if provider.nftables is not None:
-                await asyncio.to_thread(provider.nftables.close)
+    disposal = Disposal()
+    provider = Builtin(bridge, networks, rotations, disposal)
+    try:
+        yield provider
+    finally:
+        await disposal.finish()
+        if provider.nftables is not None:
+            await asyncio.to_thread(provider.nftables.close)

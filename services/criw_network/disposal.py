@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Disposal:
-    """`tasks` owns the calls that are still tidying up."""
+    """Owns the calls that are still tidying up; `finish()` waits for them."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self._tasks = tasks
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[OSError | None]] = set()
 
     async def delete(self, name: str) -> None:
         """Delete a link of the host; returns once there is none of that name. Raises the kernel's OSError."""
@@ -43,7 +43,9 @@ class Disposal:
                 if index in deleted and not gone.done():
                     gone.set_result(None)
 
-            deletion = self._tasks.create_task(_delete(name), name=f"delete {name}")
+            deletion = asyncio.create_task(_delete(name), name=f"delete {name}")
+            self._running.add(deletion)
+            deletion.add_done_callback(self._running.discard)
             loop.add_reader(events, look)
             try:
                 await asyncio.wait({deletion, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -52,9 +54,13 @@ class Disposal:
         if deletion.done() and (err := deletion.result()) is not None:
             raise err
 
+    async def finish(self) -> None:
+        while self._running:
+            await asyncio.wait(self._running)
+
 
 async def _delete(name: str) -> OSError | None:
-    """The error is a result, for raised it would end all that the group owns."""
+    """The error is a result, so that one after the link went out of sight is told once, in the log."""
     try:
         await in_fresh_thread(partial(delete_link, name))
     except OSError as err:

@@ -59,8 +59,10 @@ def parse(protocol: str, *, host_port: int, container_port: int, host_ip: str) -
             address = ipaddress.ip_address(host_ip)
         except ValueError as err:
             raise InvalidArgument(f"cannot map port {host_port}: {host_ip!r} is not an IP address") from err
+        if "%" in host_ip:  # a zone is any text: it must not get into the rules
+            raise InvalidArgument(f"cannot map port {host_port}: {host_ip!r} has a zone")
         if address.version == 6 and address.is_loopback:
-            raise InvalidArgument(f"cannot map port {host_port}: the kernel leads nothing from ::1 to a pod; use 127.0.0.1")
+            raise InvalidArgument(f"cannot map port {host_port}: nothing leads from ::1 to a pod; use 127.0.0.1")
         host_ip = str(address)
     return HostPort(protocol=name, host_port=host_port, container_port=container_port, host_ip=host_ip)
 

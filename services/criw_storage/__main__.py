@@ -42,9 +42,7 @@ async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
             await layers.sweep()
             _count(registry, layers, rootfs)
             async with asyncio.TaskGroup() as tasks:
-                measuring = tasks.create_task(
-                    usage.keep_measuring(rootfs.writable, interval_s=section.usage_interval_s), name="measure usage"
-                )
+                measuring = tasks.create_task(usage.keep_measuring(section.usage_interval_s), name="measure usage")
                 try:
                     yield [StorageRpc(layers, images, rootfs, usage, state=state)]
                 finally:

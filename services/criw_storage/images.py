@@ -132,7 +132,7 @@ class Images:
         """Without those below a layer whose root is opaque: overlayfs does not look at this mark of a root."""
         for number in range(len(names) - 1, 0, -1):
             if chain.is_opaque(self._layers.path(names[number])):
-                return names[number:]
+                return names
         return names
 
     async def remove(self, image_id: str) -> None:
@@ -141,10 +141,15 @@ class Images:
 
     async def _remove(self, image_id: str) -> None:
         async with self._locks.hold(image_id):
-            image = self.records.get(image_id)
-            await self._store.delete(*([image] if image else []), Claim(id=image_id, layers=()))
-            self.records.pop(image_id, None)
+            image = self.records.pop(image_id, None)
             await self._layers.release([*(image.holds if image else ()), *self._claims.pop(image_id, ())])
+            # Last, see `Layers.set_aside`; and even if it is not known: an earlier attempt may have come this far.
+            await self._store.delete(_unfilled(image_id), Claim(id=image_id, layers=()))
+
+
+def _unfilled(image_id: str) -> Image:
+    """What stands for the record of that id where it is to be deleted."""
+    return Image(id=image_id, layers=(), stack=(), root="")
 
 
 async def _fill(plan: Mapping[str, Path], directory: Path) -> None:

@@ -5,10 +5,12 @@ A layer stays while something holds it: an image, a pull, a root filesystem. Whe
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import re
+import secrets
 import stat
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ from pydantic import ConfigDict
 
 from criw import kernel
 from criw.errors import InvalidArgument, NotFound
-from criw.locks import KeyedLocks, Operations, run_to_end
+from criw.locks import KeyedLocks, Operations, run_to_end, together
 from criw.store import Record, Store
 from criw_storage.tree import remove_tree
 from criw_storage.unpack import Unpacked, unpack
@@ -92,10 +94,8 @@ class Layers:
         """Give back one hold on each layer; those that nobody else holds are deleted before this returns."""
         released = tuple(names)
         self._held.subtract(released)
-        for name in released:
-            if not self._held[name]:
-                del self._held[name]
-                await self._delete(name)
+        self._held = +self._held
+        await together(*(self._delete(name) for name in released))
 
     async def _delete(self, name: str) -> None:
         async with self._making.hold(name):  # perhaps it is being unpacked right now
@@ -103,14 +103,23 @@ class Layers:
             if layer is None or self._held[name]:
                 return
             del self.records[name]
+            await asyncio.to_thread(lambda: remove_tree(self.set_aside(self.path(name))))
             await self._store.delete(layer, Seams(id=name, implied=(), whited=()))
-            await asyncio.to_thread(remove_tree, self.path(name))
+
+    def set_aside(self, directory: Path) -> Path:
+        """Take a directory out of its place in one step, so that it is whole or not there; where it is then.
+
+        This, not a row, is the first step of every removal, and the row goes last: on a full disk, which removing
+        something is to cure, no row can be written. The next start takes a record without its directory for removed.
+        """
+        aside = self._unfinished / f"{directory.name}.{secrets.token_hex(4)}"
+        with kernel.suppress_errno(errno.ENOENT):
+            directory.rename(aside)
+        return aside
 
     async def sweep(self) -> None:
         """Delete what nobody holds, and what no record knows: what a killed agent left."""
-        for name in tuple(self.records):
-            if not self._held[name]:
-                await self._delete(name)
+        await together(*(self._delete(name) for name in tuple(self.records)))
 
         def remove_unknown() -> None:
             for directory in self._unfinished.iterdir():
@@ -194,7 +203,7 @@ async def open_layers(store: Store, state: Path, *, workers: int, seconds: Histo
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         records = await store.all(Layer)
         for gone in [layer for layer in records if not (state / "layers" / layer.id).is_dir()]:
-            log.warning("a layer is gone from the disk", extra={"layer": gone.id})
+            log.info("a layer is gone from the disk", extra={"layer": gone.id})
             await store.delete(gone, Seams(id=gone.id, implied=(), whited=()))
             records.remove(gone)
         yield Layers(store, state, records, lock=lock, workers=workers, seconds=seconds)

@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ _CLEANUP_LIMIT_S: Final = 600.0
 
 
 class Rootfs(Record):
-    """One root filesystem over `stack` (names of layers, lowest first). Not `ready`: being made or being removed."""
+    """One root filesystem over `stack` (names of layers, lowest first). One not `ready` is being made or removed."""
 
     kind: ClassVar[str] = "rootfs"
     image_id: str
@@ -62,10 +61,6 @@ class RootFilesystems:
         self._closing = closing
         self._locks = KeyedLocks()
 
-    def writable(self) -> Mapping[str, Path]:
-        """The writable layers by id."""
-        return {record.id: self._writable / record.id / "upper" for record in self.records.values() if record.ready}
-
     async def load(self) -> None:
         """Read the records. Those without a mount (after a reboot) stay until they are mounted again or removed."""
         for directory in (self._writable, self._nothing, self._mounts):
@@ -74,21 +69,25 @@ class RootFilesystems:
         for record in await self._store.all(Rootfs):
             self.records[record.id] = record
             self._layers.hold(record.stack)
+            self._usage.watch(record.id, self._upper(record.id))
 
     async def sweep(self) -> None:
         """Remove what was half made or half removed, and mounts and directories that no record knows."""
-        for record in [record for record in self.records.values() if not record.ready]:
-            await self._remove_for_good(record)
+        for record in tuple(self.records.values()):
+            if not record.ready or not (self._writable / record.id).is_dir():
+                await self._remove_for_good(record)
         await asyncio.to_thread(self._remove_unknown)
 
     def _remove_unknown(self) -> None:
         for mount in kernel.mounts_below(self._mounts):
             if mount != self._mounts and mount.relative_to(self._mounts).parts[0] not in self.records:
                 kernel.umount2(mount, flags=kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
-        for directory in (self._writable, self._mounts):
-            for found in directory.iterdir():
-                if found.name not in self.records:
-                    remove_tree(found)
+        for found in self._mounts.iterdir():
+            if found.name not in self.records:
+                found.rmdir()
+        for found in self._writable.iterdir():
+            if found.name not in self.records:
+                remove_tree(found)
 
     async def create(self, rootfs_id: str, image_id: str) -> Path:
         """The mounted root filesystem, made if there is none.
@@ -133,13 +132,16 @@ class RootFilesystems:
             await self._store.put(ready)
             undo.pop_all()
         self.records[rootfs_id] = ready
-        self._usage.rootfs[rootfs_id] = measured
+        self._usage.watch(rootfs_id, self._upper(rootfs_id), measured)
+
+    def _upper(self, rootfs_id: str) -> Path:
+        return self._writable / rootfs_id / "upper"
 
     def _make(self, record: Rootfs, root: Path | None) -> Measured:
         directory = self._writable / record.id
         directory.mkdir(mode=0o700)
         (directory / "work").mkdir(mode=0o700)
-        upper = directory / "upper"
+        upper = self._upper(record.id)
         upper.mkdir(mode=0o755)
         if root is not None:
             like = root.stat()
@@ -151,9 +153,8 @@ class RootFilesystems:
     def _mount(self, record: Rootfs) -> None:
         target = self._mounts / record.id
         target.mkdir(mode=0o700, exist_ok=True)
-        directory = self._writable / record.id
         lower = [self._layers.path(name) for name in record.stack] or [self._nothing]
-        overlay.mount(target, lower, upper=directory / "upper", work=directory / "work")
+        overlay.mount(target, lower, upper=self._upper(record.id), work=self._writable / record.id / "work")
 
     async def remove(self, rootfs_id: str) -> None:
         """Unmount and delete a root filesystem with all that was written to it; an unknown id is no error."""
@@ -164,28 +165,27 @@ class RootFilesystems:
             record = self.records.get(rootfs_id)
             if record is None:
                 return
-            record = record.model_copy(update={"ready": False})
-            await self._store.put(record)
-            self.records[rootfs_id] = record
+            self.records[rootfs_id] = record.model_copy(update={"ready": False})
             await self._remove_for_good(record)
 
     async def _undo_create(self, record: Rootfs) -> None:
         await run_to_end(self._remove_for_good(record), limit_s=_CLEANUP_LIMIT_S)
 
     async def _remove_for_good(self, record: Rootfs) -> None:
+        self._usage.forget(record.id)
         await asyncio.to_thread(self._take_away, record.id)
         await self._store.delete(record)
         del self.records[record.id]
-        self._usage.rootfs.pop(record.id, None)
         await self._layers.release(record.stack)
 
     def _take_away(self, rootfs_id: str) -> None:
-        """Unmount and delete.
+        """Unmount and delete; it is gone with the first step, see `Layers.set_aside`.
 
         The end of an overlay writes back everything in memory of the file system below it, other containers' data
         included, before umount(2) returns. So it is only taken out of the mount tree here, held by a descriptor, and
         ends when another thread closes that.
         """
+        aside = self._layers.set_aside(self._writable / rootfs_id)
         target = self._mounts / rootfs_id
         with kernel.suppress_errno(errno.ENOENT):
             held = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -196,4 +196,4 @@ class RootFilesystems:
             finally:
                 self._closing.submit(os.close, held)
             target.rmdir()
-        remove_tree(self._writable / rootfs_id)
+        remove_tree(aside)

@@ -299,9 +299,10 @@ def _write(file: int, data: memoryview) -> None:
 
 
 def remove_tree(path: bytes | str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-    """Delete a directory and all below it, however deep, following no link and no mount. Nothing there is no error.
+    """Delete a directory and all below it, however deep, following no link. Nothing there is no error.
 
-    Directories are entered and left one step at a time, so that depth costs neither stack nor open files.
+    Directories are entered and left one step at a time, so that depth costs neither stack nor open files. Raises
+    OSError (EXDEV) at another file system mounted in it.
     """
     try:
         here = os.open(path, _DIRECTORY, dir_fd=dir_fd)
@@ -315,7 +316,10 @@ def remove_tree(path: bytes | str | os.PathLike[str], *, dir_fd: int | None = No
                 child = os.open(name, _DIRECTORY, dir_fd=here)
                 os.close(here)
                 here = child
-                levels.append((name, _identity(here), _without_files(here)))
+                identity = _identity(here)
+                if identity[0] != levels[0][1][0]:
+                    raise OSError(errno.EXDEV, "something is mounted in it", path)
+                levels.append((name, identity, _without_files(here)))
                 continue
             name = levels.pop()[0]
             if not levels:

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -70,17 +70,29 @@ class Usage:
 
     def __init__(self) -> None:
         self.rootfs: dict[str, Measured] = {}
+        self._directories: dict[str, Path] = {}
 
-    async def keep_measuring(self, writable: Callable[[], Mapping[str, Path]], *, interval_s: float) -> None:
+    def watch(self, rootfs_id: str, directory: Path, measured: Measured | None = None) -> None:
+        """Measure a writable layer from now on. `measured` stands until that has been done for the first time."""
+        self._directories[rootfs_id] = directory
+        if measured is not None:
+            self.rootfs[rootfs_id] = measured
+
+    def forget(self, rootfs_id: str) -> None:
+        """Measure it no more; it need not be known."""
+        self._directories.pop(rootfs_id, None)
+        self.rootfs.pop(rootfs_id, None)
+
+    async def keep_measuring(self, interval_s: float) -> None:
         """Measure all writable layers, one after the other, every `interval_s` until cancelled."""
         while True:
-            for rootfs_id, directory in writable().items():
+            for rootfs_id, directory in tuple(self._directories.items()):
                 try:
                     measured = await asyncio.to_thread(measure, directory)
                 except OSError as err:
-                    if rootfs_id in writable():  # else it was removed meanwhile
+                    if rootfs_id in self._directories:  # else it was removed meanwhile
                         log.warning("cannot measure a writable layer", extra={"rootfs": rootfs_id, "error": str(err)})
                     continue
-                if rootfs_id in writable():
+                if rootfs_id in self._directories:
                     self.rootfs[rootfs_id] = measured
             await asyncio.sleep(interval_s)

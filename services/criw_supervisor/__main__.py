@@ -16,7 +16,7 @@ from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import Agents, Containers
 from criw_supervisor.exec import Execs
-from criw_supervisor.exits import Exit, exits, read_exit
+from criw_supervisor.exits import exits
 from criw_supervisor.pod import Container
 from criw_supervisor.pods import Pods
 from criw_supervisor.reconcile import Reconcile
@@ -50,11 +50,11 @@ async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
         stack.callback(state.monitors.close)
         cgroups = Cgroups()
         handlers = await probe_handlers(section, state.places.run)
-        await asyncio.to_thread(cgroups.remove_empty, section.cgroup_parent)  # where the probes were
+        parent = section.cgroup_parent
+        await asyncio.to_thread(cgroups.remove_empty, parent, upto=parent)  # where the probes were
         host = _host(cgroups, section.pids_limit)
         reconcile = Reconcile(state, storage, network)
         containers = Containers(state, handlers, cgroups, host, Agents(images, storage), reconcile)
-        parent = section.cgroup_parent
         pods = Pods(state, handlers, cgroups, containers, network, reconcile, cgroup_parent=parent)
         await Recovery(state, handlers, cgroups, pods, containers, cgroup_parent=parent).run()
         reconcile.request()
@@ -88,21 +88,20 @@ class Ends:
     async def watch_exits(self) -> None:
         async for found in exits(self._state.places.exits):
             if (container := self._state.known_container(found.container_id)) is not None:
-                self._tasks.create_task(self._ended(container, found), name=f"exit {found.container_id}")
+                self._tasks.create_task(self._ended(container), name=f"exit {container.id}")
+            elif found.container_id not in self._state.pending:
+                # It was removed before its conmon came to write.
+                (self._state.places.exits / found.container_id).unlink(missing_ok=True)
 
     async def watch_monitors(self) -> None:
         while True:
             container = await self._state.monitors.ended.get()
-            found = read_exit(self._state.places.exits, container.id)
             if self._state.known_container(container.id) is container:
-                self._tasks.create_task(self._ended(container, found), name=f"conmon {container.id}")
+                self._tasks.create_task(self._ended(container), name=f"conmon {container.id}")
 
-    async def _ended(self, container: Container, found: Exit | None) -> None:
+    async def _ended(self, container: Container) -> None:
         try:
-            if found is not None:
-                await self._containers.handle_exit(container, found)
-            else:
-                await self._containers.handle_lost(container)
+            await self._containers.handle_end(container)
             if container.record.infra and (pod := self._state.pods.get(container.record.pod_id)) is not None:
                 await self._pods.lose(pod)
         except Exception:  # one container's trouble must not end the watch over the others

@@ -91,28 +91,23 @@ class Cgroups:
                 if not self.v2 and root == self.controllers.get("cpuset"):
                     _inherit_cpuset(root, directory)
 
-    def remove(self, cgroup: str, *, upto: str) -> None:
-        """Remove a cgroup with its (empty) children, then its parents up to and with `upto` where they are empty.
-
-        Raises Unavailable if processes stay in it.
-        """
+    def remove(self, cgroup: str) -> None:
+        """Remove a cgroup with its (empty) children. Raises Unavailable if processes stay in it."""
         for root in self._hierarchies:
             directory = root / cgroup.lstrip("/")
             if directory.is_dir():
                 for below, _, _ in os.walk(directory, topdown=False):
                     _rmdir(Path(below))
-            top = root / upto.lstrip("/")
-            parent = directory.parent
-            while parent != root and parent.is_relative_to(top):
-                with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
-                    parent.rmdir()
-                parent = parent.parent
 
-    def remove_empty(self, cgroup: str) -> None:
-        """Remove a cgroup where nothing is in it."""
+    def remove_empty(self, cgroup: str, *, upto: str) -> None:
+        """Remove a cgroup where nothing is in it, then its parents up to and with `upto` likewise."""
         for root in self._hierarchies:
-            with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
-                (root / cgroup.lstrip("/")).rmdir()
+            directory, top = root / cgroup.lstrip("/"), root / upto.lstrip("/")
+            for one in (directory, *directory.parents):
+                if one == root or (one != directory and not one.is_relative_to(top)):
+                    break
+                with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+                    one.rmdir()
 
     def processes(self, cgroup: str) -> set[int]:
         """Processes in the cgroup and below it, in any hierarchy."""
@@ -174,6 +169,6 @@ def flat_keyed(path: Path) -> dict[str, int]:
     """A file of "key number" lines; empty if there is none."""
     try:
         lines = path.read_text().splitlines()
-    except (FileNotFoundError, OSError):
+    except OSError:  # gone; or going, which is ENODEV
         return {}
     return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdecimal()}

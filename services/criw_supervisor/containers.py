@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from criw_proto.criw.storage.v1 import CreateRootfsRequest, RemoveRootfsRequest,
 from criw_proto.runtime import v1 as cri
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
-from criw_supervisor.exits import Exit
+from criw_supervisor.exits import read_exit
 from criw_supervisor.launch import launch, take_away
 from criw_supervisor.pod import Container, Pod, Stopping, log_path
 from criw_supervisor.reconcile import Reconcile
@@ -63,9 +62,14 @@ class Containers:
         self._agents = agents
         self._reconcile = reconcile
         self._operations = Operations()
+        self._stops = Operations()
 
     async def drain(self) -> None:
-        """Wait until every operation in progress has ended."""
+        """Wait until every operation in progress has ended. Stops are given up: their grace may be hours.
+
+        The container's next stop, after a restart, does all of it again.
+        """
+        await self._stops.cancel()
         await self._operations.drain()
 
     # --- create
@@ -77,10 +81,10 @@ class Containers:
             raise InvalidArgument("cannot create the container: config.metadata.name is missing")
         if config.image is None or not config.image.image:
             raise InvalidArgument(f"cannot create container {config.metadata.name}: config.image.image is missing")
-        if config.log_path and pod.config.log_directory and config.log_path.startswith("/"):
+        if pod.config.log_directory and (config.log_path.startswith("/") or ".." in Path(config.log_path).parts):
             raise InvalidArgument(
                 f"cannot create container {config.metadata.name}: log_path {config.log_path} must be relative to the "
-                "pod's log_directory"
+                "pod's log_directory, and inside it"
             )
         key = f"create {pod.id} {config.metadata.name} {config.metadata.attempt}"
         return await self._operations.run(key, lambda: self._create(pod, config))
@@ -177,7 +181,13 @@ class Containers:
         return target.record.pid
 
     async def _undo_create(self, handler: Handler, intent: IntentRecord) -> None:
-        await run_to_end(self._forget_unfinished(handler, intent), limit_s=CLEANUP_LIMIT_S)
+        try:
+            await run_to_end(self._forget_unfinished(handler, intent), limit_s=CLEANUP_LIMIT_S)
+        except (Fault, OSError) as err:  # the cause of the undoing is what the caller must read
+            log.warning(
+                "what is left of a container is for the next start to undo",
+                extra={"container": intent.id, "error": str(err)},
+            )
 
     async def _forget_unfinished(self, handler: Handler, intent: IntentRecord) -> None:
         await take_away(handler, self._cgroups, self._state.places, intent.id, intent.cgroup, ended=False)
@@ -209,15 +219,15 @@ class Containers:
                     f"cannot start container {container.id}: it is {container.record.state}; it starts only once"
                 )
             handler = self._handlers.of_record(container.record.runtime)
+            now = time.time_ns()  # before the start: nothing ends before it began
             try:
                 await handler.start(container.id)
             except Fault as err:
-                await asyncio.to_thread(self._cgroups.kill, container.record.cgroup)
                 await self._ended(
                     container, code=START_FAILED_CODE, at_ns=time.time_ns(), reason="StartError", message=str(err)
                 )
                 raise
-            await self._save(container, container.record.moved(ContainerState.RUNNING, started_at_ns=time.time_ns()))
+            await self._save(container, container.record.moved(ContainerState.RUNNING, started_at_ns=now))
 
     async def note_started(self, container: Container) -> None:
         """Record that a container runs whose start was carried out but never acknowledged."""
@@ -226,42 +236,42 @@ class Containers:
 
     # --- the end of a container
 
-    async def handle_exit(self, container: Container, found: Exit) -> None:
-        """Record that a container ended; repeated news change nothing."""
+    async def handle_end(self, container: Container) -> None:
+        """Record the end of a container, told by conmon's exit file, or by conmon's own end without one.
+
+        Repeated news change nothing.
+        """
         async with self._state.container_locks.hold(container.id):
             if container.record.state is ContainerState.EXITED:
+                return
+            found = read_exit(self._state.places.exits, container.id)
+            if found is None:
+                await self._ended(
+                    container, code=LOST_EXIT_CODE, at_ns=time.time_ns(), reason="Unknown",
+                    message="the exit code is lost: the container's monitor (conmon) was killed, or the host restarted",
+                )  # fmt: skip
                 return
             ooms = await asyncio.to_thread(self._cgroups.oom_kills, container.record.cgroup)
             reason = "Completed" if found.code == 0 else "OOMKilled" if ooms else "Error"
             await self._ended(container, code=found.code, at_ns=found.at_ns, reason=reason)
-            await self._tidy(container)
-
-    async def handle_lost(self, container: Container) -> None:
-        """Record the end of a container that nobody watched: conmon is gone and left no exit code."""
-        async with self._state.container_locks.hold(container.id):
-            if container.record.state is ContainerState.EXITED:
-                return
-            await asyncio.to_thread(self._cgroups.kill, container.record.cgroup)
-            await self._ended(
-                container, code=LOST_EXIT_CODE, at_ns=time.time_ns(), reason="Unknown",
-                message="the exit code was lost: the container's monitor (conmon) was killed, or the host restarted",
-            )  # fmt: skip
-            await self._tidy(container)
 
     async def _ended(self, container: Container, *, code: int, at_ns: int, reason: str, message: str = "") -> None:
+        """Record the end, once what the container left behind in shared PID namespaces is dead, too; then tidy up."""
+        record = container.record
+        try:
+            await asyncio.to_thread(self._cgroups.kill, record.cgroup)
+        except Fault as err:  # RemoveContainer does it again, and tells its caller if it still fails
+            log.warning("cannot kill what a container left", extra={"container": container.id, "error": str(err)})
+        finished = max(at_ns, record.started_at_ns)  # files have the coarser clock
         await self._save(
             container,
-            container.record.moved(
-                ContainerState.EXITED, finished_at_ns=at_ns, exit_code=code, reason=reason, message=message
+            record.moved(
+                ContainerState.EXITED, finished_at_ns=finished, exit_code=code, reason=reason, message=message
             ),
         )
-
-    async def _tidy(self, container: Container) -> None:
-        """Kill what the container left behind in shared PID namespaces, and the runtime's own record of it."""
         try:
-            await asyncio.to_thread(self._cgroups.kill, container.record.cgroup)
-            await self._handlers.of_record(container.record.runtime).delete(container.id, force=True)
-        except Fault as err:  # RemoveContainer does it again, and tells its caller if it still fails
+            await self._handlers.of_record(record.runtime).delete(container.id, force=True)
+        except Fault as err:  # as above
             log.warning("cannot tidy up after a container", extra={"container": container.id, "error": str(err)})
 
     async def _save(self, container: Container, record: ContainerRecord) -> None:
@@ -277,25 +287,28 @@ class Containers:
         still alive some seconds after SIGKILL.
         """
         deadline = asyncio.get_running_loop().time() + max(grace_s, 0)
-        if container.stopping is not None and deadline < container.stopping.deadline:
+        if container.stopping is None:
+            container.stopping = Stopping(deadline)
+        elif deadline < container.stopping.deadline:
             container.stopping.deadline = deadline
             container.stopping.moved.set()
-        await self._operations.run(f"stop {container.id}", lambda: self._stop(container, deadline))
+        stopping = container.stopping
+        await self._stops.run(f"stop {container.id}", lambda: self._stop(container, stopping))
 
-    async def _stop(self, container: Container, deadline: float) -> None:
-        async with self._state.container_locks.hold(container.id):  # a start in progress comes first
-            record = container.record
-        if record.state is ContainerState.EXITED:
-            return
-        container.stopping = Stopping(deadline)
+    async def _stop(self, container: Container, stopping: Stopping) -> None:
         try:
-            if record.state is ContainerState.RUNNING and deadline > asyncio.get_running_loop().time():
+            async with self._state.container_locks.hold(container.id):  # a start in progress comes first
+                record = container.record
+            if record.state is ContainerState.RUNNING and stopping.deadline > asyncio.get_running_loop().time():
                 await asyncio.to_thread(processes.send_signal, record.pid, record.pid_started, record.stop_signal)
-                await self._wait_for_exit(container, container.stopping)
+                await self._wait_for_exit(container, stopping)
+            if not container.exited.is_set():
+                await self._kill(container)
         finally:
             container.stopping = None
-        if container.exited.is_set():
-            return
+
+    async def _kill(self, container: Container) -> None:
+        record = container.record
         await asyncio.to_thread(processes.send_signal, record.pid, record.pid_started, signal.SIGKILL)
         try:
             await asyncio.wait_for(container.exited.wait(), KILL_LIMIT_S)
@@ -304,7 +317,7 @@ class Containers:
                 raise Unavailable(
                     f"cannot stop container {container.id}: process {record.pid} survives SIGKILL; is it stuck in I/O?"
                 ) from None
-            await self.handle_lost(container)
+            await self.handle_end(container)
 
     async def _wait_for_exit(self, container: Container, stopping: Stopping) -> None:
         loop = asyncio.get_running_loop()
@@ -356,7 +369,7 @@ class Containers:
 
 
 def _same_or_refuse(existing: Container, config: cri.ContainerConfig) -> str:
-    if existing.record.state is ContainerState.CREATED and existing.record.config == bytes(config):
+    if existing.record.state is ContainerState.CREATED and existing.config == config:
         return existing.id
     raise AlreadyExists(
         f"cannot create container {existing.name}: {existing.id} in the same pod has this name and attempt and is "
@@ -375,9 +388,3 @@ def read_spec(container: Container) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     return document
-
-
-def rootfs_of(container: Container) -> str:
-    """The container's root directory on the host; "" when it is gone."""
-    root = read_spec(container).get("root")
-    return os.fspath(str(root["path"])) if isinstance(root, dict) else ""

@@ -1,17 +1,22 @@
 """Running a further command in a container and collecting what it says (ExecSync)."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import secrets
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.errors import DeadlineExceeded, Failed, FailedPrecondition, InvalidArgument
-from criw.process import run
+from criw.errors import DeadlineExceeded, Failed, FailedPrecondition, InvalidArgument, Unavailable
+from criw.locks import run_to_end
+from criw.process import Completed, run
 from criw_supervisor import processes
+from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import read_spec
 from criw_supervisor.pod import Container
 from criw_supervisor.records import ContainerState
@@ -19,6 +24,8 @@ from criw_supervisor.runtime import Handlers
 
 log = logging.getLogger(__name__)
 _PIPE_READ: Final = 65536
+_END_LIMIT_S: Final = 10.0
+_PAUSE_S: Final = 0.005
 _AFTER_END_S: Final = 0.2  # for what the command wrote last, if something it left behind keeps the pipe open
 
 
@@ -114,36 +121,66 @@ class Execs:
         try:
             done = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            await starting  # so that the command is known, and ended
-            await self._kill(pid_file)
+            await run_to_end(_end_started(starting, pid_file), limit_s=_END_LIMIT_S)
             raise
         out.close_write_end()
         err.close_write_end()
         if done.code:
-            await asyncio.wait_for(err.ended.wait(), 1.0)
+            with contextlib.suppress(TimeoutError):  # something it left behind holds the pipe
+                await asyncio.wait_for(err.ended.wait(), _AFTER_END_S)
             message = err.text().decode(errors="replace").strip() or f"exit code {done.code}"
             raise Failed(f"cannot run a command in container {container.id}: {message}")
         return int(pid_file.read_text())
 
-    async def _kill(self, pid_file: Path) -> None:
-        if pid_file.exists():
-            pid = int(pid_file.read_text())
-            await asyncio.to_thread(processes.kill_session, pid)
-            await processes.wait_adopted(pid)
-
     async def _wait(self, pid: int, timeout_s: float) -> int:
-        ending = asyncio.ensure_future(processes.wait_adopted(pid))
+        ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
         try:
             done, _ = await asyncio.wait({ending}, timeout=timeout_s or None)
         except asyncio.CancelledError:
-            await asyncio.to_thread(processes.kill_session, pid)
-            await ending
+            await run_to_end(_end(pid, ending), limit_s=_END_LIMIT_S)
             raise
         if done:
             return ending.result()
-        await asyncio.to_thread(processes.kill_session, pid)
+        await run_to_end(_end(pid, ending), limit_s=_END_LIMIT_S)
+        raise DeadlineExceeded(f"cannot finish the command within {timeout_s:g} s: it was killed")
+
+
+async def _end_started(starting: asyncio.Future[Completed], pid_file: Path) -> None:
+    """End a command that may be about to start: once it is known whether it has."""
+    await starting
+    if pid_file.exists():
+        pid = int(pid_file.read_text())
+        await _end(pid, asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}"))
+
+
+async def _end(pid: int, ending: asyncio.Task[int]) -> None:
+    try:
+        await asyncio.to_thread(processes.kill_family, pid)
         await ending
-        raise DeadlineExceeded(f"command timed out after {timeout_s:g} s")
+    except Unavailable as err:
+        log.warning("a command is left in a container", extra={"error": str(err)})
+    finally:
+        ending.cancel()
+
+
+def end_leftovers(containers: Sequence[Container], cgroups: Cgroups) -> None:
+    """End the commands whose caller went away with the supervisor that ran them. Blocking, for its next start."""
+    for container in containers:
+        if not any(container.bundle.glob("exec-*")):
+            continue
+        mark = os.fspath(container.bundle / "exec-")
+        until = time.monotonic() + _END_LIMIT_S
+        while any(word.startswith(mark) for pid in processes.pids() for word in processes.command_line(pid)):
+            if time.monotonic() > until:
+                log.warning("a runtime does not finish an exec", extra={"container": container.id})
+                break
+            time.sleep(_PAUSE_S)  # the runtime writes the pid file last
+        for pid_file in container.bundle.glob("exec-*.pid"):
+            pid = int(pid_file.read_text() or 0)
+            if pid in cgroups.processes(container.record.cgroup):  # and not another's by now
+                processes.kill_family(pid)
+        for left in container.bundle.glob("exec-*"):
+            left.unlink()
 
 
 def _write_process(container: Container, command: list[str], path: Path) -> None:

@@ -21,11 +21,14 @@ class Exit:
 
 
 def read_exit(directory: Path, container_id: str) -> Exit | None:
-    """The exit conmon recorded; None if the container has not ended (or conmon died before it)."""
+    """The exit conmon recorded; None if the container has not ended (or conmon died or had no space to tell of it)."""
     path = directory / container_id
     try:
         return Exit(container_id, int(path.read_text()), path.stat().st_mtime_ns)
     except FileNotFoundError:
+        return None
+    except ValueError:
+        log.warning("an exit file has no exit code in it", extra={"container": container_id})
         return None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
-from criw.errors import InvalidArgument, NotFound
+from criw.errors import InvalidArgument
 from criw.ids import resolve
 
 
@@ -50,13 +50,13 @@ class Index(Generic[L]):
         return exact if exact is not None else self._items[resolve(text, self._items, what=self._what)]
 
     def find_or_none(self, text: str) -> L | None:
-        """As `find`, for calls that succeed when there is nothing to do. Raises InvalidArgument without an id."""
+        """As `find`, for calls that succeed when there is nothing to do.
+
+        Raises InvalidArgument without an id, NotFound if more than one id begins with `text`.
+        """
         if not text:
             raise InvalidArgument(f"cannot find a {self._what} without an id")
-        try:
-            return self.find(text)
-        except NotFound:
-            return None
+        return self.find(text) if any(one.startswith(text) for one in self._items) else None
 
     def matching(self, prefix: str, labels: Mapping[str, str]) -> list[L]:
         """Those whose id begins with `prefix` and that have all of `labels`."""

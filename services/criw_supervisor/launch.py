@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.errors import Failed
+from criw.errors import Failed, InvalidArgument, Unavailable
 from criw_proto.runtime.v1 import ContainerConfig
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
@@ -22,6 +23,8 @@ from criw_supervisor.state import Places
 
 JsonObject = dict[str, object]
 LOG_DIRECTORY_MODE: Final = 0o755
+_KILL_LIMIT_S: Final = 5.0
+_KILL_PAUSE_S: Final = 0.002
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,15 @@ def _write_bundle(bundle: Path, document: JsonObject, log_path: str) -> None:
     bundle.chmod(0o700)
     (bundle / "config.json").write_text(json.dumps(document), encoding="utf-8", errors="surrogateescape")
     if log_path:
-        Path(log_path).parent.mkdir(mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
+        make_log_directory(Path(log_path))
+
+
+def make_log_directory(log_path: Path) -> None:
+    """Make the directory of a log where the kubelet has not. Raises InvalidArgument if it cannot be."""
+    try:
+        log_path.parent.mkdir(mode=LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as err:
+        raise InvalidArgument(f"cannot make the log directory {log_path.parent}: {err.strerror}") from err
 
 
 async def take_away(
@@ -84,14 +95,17 @@ def _kill_makers(bundle: Path) -> None:
     They go first: conmon would write an exit file for what is being forgotten.
     """
     mark = os.fspath(bundle)
-    for pid in processes.pids():
-        started = processes.start_time(pid)
-        if started and mark in processes.command_line(pid):
-            processes.send_signal(pid, started, signal.SIGKILL)
+    until = time.monotonic() + _KILL_LIMIT_S
+    while found := [pid for pid in processes.pids() if mark in processes.command_line(pid)]:
+        if time.monotonic() > until:
+            raise Unavailable(f"cannot kill processes {found}, which work on {bundle}; try again")
+        for pid in found:
+            processes.send_signal(pid, processes.start_time(pid), signal.SIGKILL)
+        time.sleep(_KILL_PAUSE_S)  # and look again: one may have started another before it died
 
 
 def _remove_rest(handler: Handler, cgroups: Cgroups, places: Places, container_id: str, cgroup: str) -> None:
-    cgroups.remove(cgroup, upto=cgroup)
+    cgroups.remove(cgroup)
     shutil.rmtree(handler.root / container_id, ignore_errors=True)
     (places.exits / container_id).unlink(missing_ok=True)
     bundle = places.bundle(container_id)

@@ -8,6 +8,8 @@ from typing import Final
 
 from criw.errors import FailedPrecondition, Unavailable
 from criw.inotify import IN_MOVED_TO, Inotify
+from criw.locks import KeyedLocks
+from criw_supervisor.launch import make_log_directory
 from criw_supervisor.pod import Container
 from criw_supervisor.records import ContainerState
 
@@ -15,20 +17,28 @@ _REOPEN: Final = b"2 0 0\n"  # conmon's control message: type 2, two numbers it 
 _LIMIT_S: Final = 10.0
 
 
-async def reopen(container: Container) -> None:
+async def reopen(container: Container, locks: KeyedLocks) -> None:
     """Ask conmon to open the log anew; returns once the file is there.
 
-    Raises FailedPrecondition if the container does not run or has no log, Unavailable if conmon does not answer.
+    One at a time for a container: a second request would have conmon replace the file it has just begun.
+
+    Raises FailedPrecondition if the container does not run or has no log, InvalidArgument if its directory is gone and
+    cannot be made, Unavailable if conmon does not answer.
     """
-    if container.record.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(
-            f"cannot reopen the log of container {container.id}: it is {container.record.state}, not running"
-        )
-    if not container.record.log_path:
-        raise FailedPrecondition(f"cannot reopen the log of container {container.id}: it was created without one")
-    path = Path(container.record.log_path)
+    async with locks.hold(container.id):
+        if container.record.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(
+                f"cannot reopen the log of container {container.id}: it is {container.record.state}, not running"
+            )
+        if not container.record.log_path:
+            raise FailedPrecondition(f"cannot reopen the log of container {container.id}: it was created without one")
+        await _reopen(container, Path(container.record.log_path))
+
+
+async def _reopen(container: Container, path: Path) -> None:
     if await asyncio.to_thread(_is_open, container, path):
         return  # nobody renamed it; conmon would replace it with an empty one
+    await asyncio.to_thread(make_log_directory, path)
     with Inotify() as inotify:
         inotify.watch(path.parent, IN_MOVED_TO)  # conmon makes the file beside it and renames it into place
         await asyncio.to_thread(_tell, container)

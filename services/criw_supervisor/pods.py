@@ -73,7 +73,7 @@ class Pods:
                 what="pod",
                 runtime=handler.name,
                 cgroup=cgroup,
-                owns_cgroup=not self._cgroups.exists(cgroup),  # then it is ours to make, and to remove
+                owns_cgroup=self._is_ours(cgroup),
             )
             undo.push_async_callback(self._undo_run, handler, intent)
             await self._state.store.commit(create=[intent])
@@ -86,6 +86,12 @@ class Pods:
             self._state.pods.add(Pod(record, self._state.places.pod(pod_id)))
             self._state.pending.discard(pod_id)
         return pod_id
+
+    def _is_ours(self, cgroup: str) -> bool:
+        """Whether a pod's cgroup is ours to make, and to remove with the last pod that is in it."""
+        return not self._cgroups.exists(cgroup) or any(
+            pod.record.cgroup == cgroup and pod.record.owns_cgroup for pod in self._state.pods
+        )
 
     async def _make(
         self, config: cri.PodSandboxConfig, runtime_handler: str, handler: Handler, intent: IntentRecord
@@ -143,14 +149,19 @@ class Pods:
         return record, infra
 
     async def _undo_run(self, handler: Handler, intent: IntentRecord) -> None:
-        await run_to_end(self._forget_unfinished(handler, intent), limit_s=CLEANUP_LIMIT_S)
+        try:
+            await run_to_end(self._forget_unfinished(handler, intent), limit_s=CLEANUP_LIMIT_S)
+        except (Fault, OSError) as err:  # the cause of the undoing is what the caller must read
+            log.warning(
+                "what is left of a pod is for the next start to undo", extra={"pod": intent.id, "error": str(err)}
+            )
 
     async def _forget_unfinished(self, handler: Handler, intent: IntentRecord) -> None:
         places = self._state.places
         await take_away(handler, self._cgroups, places, intent.id, f"{intent.cgroup}/{intent.id}", ended=False)
         await asyncio.to_thread(sandbox.remove, places.pod(intent.id))
         if intent.owns_cgroup:
-            await asyncio.to_thread(self._cgroups.remove, intent.cgroup, upto=self._cgroup_parent)
+            await asyncio.to_thread(self._cgroups.remove_empty, intent.cgroup, upto=self._cgroup_parent)
         await self._state.store.delete(intent)
         try:
             await call(
@@ -214,7 +225,7 @@ class Pods:
             await self._containers.remove_all(list(self._state.containers_of(pod.id)))
             await asyncio.to_thread(sandbox.remove, pod.files)
             if pod.record.owns_cgroup:
-                await asyncio.to_thread(self._cgroups.remove, pod.record.cgroup, upto=self._cgroup_parent)
+                await asyncio.to_thread(self._cgroups.remove_empty, pod.record.cgroup, upto=self._cgroup_parent)
             await self._state.store.delete(pod.record)
             self._state.pods.discard(pod.id)
 
@@ -235,6 +246,10 @@ def _checked(config: cri.PodSandboxConfig) -> cri.PodSandboxMetadata:
     if options.userns_options is not None and options.userns_options.mode != cri.NamespaceMode.NODE:
         raise InvalidArgument(
             f"cannot run pod sandbox {metadata.name}: user namespaces are not supported by this runtime (see Status)"
+        )
+    if options.pid not in {cri.NamespaceMode.POD, cri.NamespaceMode.CONTAINER, cri.NamespaceMode.NODE}:
+        raise InvalidArgument(
+            f"cannot run pod sandbox {metadata.name}: namespace mode of pid must be POD, CONTAINER or NODE"
         )
     for key in ("network", "ipc"):
         if getattr(options, key) not in {cri.NamespaceMode.POD, cri.NamespaceMode.NODE}:
@@ -284,7 +299,7 @@ def _host_ports(config: cri.PodSandboxConfig) -> list[PortMapping]:
 
 
 def _same_or_refuse(existing: Pod, config: cri.PodSandboxConfig) -> str:
-    if existing.ready and existing.record.config == bytes(config):
+    if existing.ready and existing.config == config:
         return existing.id
     raise AlreadyExists(
         f"cannot run pod sandbox {_name_of(config)}: {existing.id} has the same name, namespace, uid and attempt; "

@@ -5,15 +5,19 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Final
 
+from criw.errors import Unavailable
 from criw.kernel import prctl
 
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _REAP_INTERVAL_S: Final = 10.0
+_KILL_LIMIT_S: Final = 5.0
+_KILL_PAUSE_S: Final = 0.002
 
 
 def start_time(pid: int) -> int:
@@ -42,23 +46,40 @@ def send_signal(pid: int, started: int, number: int) -> bool:
     return True
 
 
-def kill_session(session: int) -> None:
-    """SIGKILL every process of a session: an exec'd command and what it started."""
-    while True:
-        alive = [pid for pid in pids() if _session(pid) == session]
-        if not alive:
-            return
+def kill_family(leader: int) -> None:
+    """SIGKILL a session's leader, its descendants and all of their sessions: an exec'd command and what it started.
+
+    A process that has left both the session and its parent cannot be told from the container's own. Raises Unavailable
+    if some survive.
+    """
+    until = time.monotonic() + _KILL_LIMIT_S
+    family = {leader}
+    while alive := _family(family):
+        if time.monotonic() > until:
+            raise Unavailable(f"cannot kill processes {sorted(alive)}: they survive SIGKILL; are they stuck in I/O?")
+        family |= alive  # a child that is seen only after its parent died is known by its session
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(_KILL_PAUSE_S)
 
 
-def _session(pid: int) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1 if fields[0] in {"Z", "X"} else int(fields[3])
+def _family(known: set[int]) -> set[int]:
+    """The living processes among `known`, their descendants, and the members of the sessions they lead."""
+    parents: dict[int, tuple[int, int]] = {}
+    for pid in pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            if fields[0] not in {"Z", "X"}:
+                parents[pid] = int(fields[1]), int(fields[3])
+    found: set[int] = set()
+    while more := {
+        pid
+        for pid, (parent, session) in parents.items()
+        if pid not in found and (pid in known or not found.isdisjoint({parent, session}) or session in known)
+    }:
+        found |= more
+    return found
 
 
 def pids() -> list[int]:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from criw import kernel
 from criw.errors import Fault
+from criw.ids import is_id
 from criw_proto.runtime.v1 import NamespaceMode
 from criw_supervisor import processes, sandbox
 from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import Containers
+from criw_supervisor.exec import end_leftovers
 from criw_supervisor.exits import read_exit
 from criw_supervisor.launch import take_away
 from criw_supervisor.pod import Container, Pod
 from criw_supervisor.pods import Pods
 from criw_supervisor.records import ContainerRecord, ContainerState, IntentRecord, PodRecord
-from criw_supervisor.runtime import Handlers
+from criw_supervisor.runtime import PROBE, Handlers
 from criw_supervisor.state import State
 
 log = logging.getLogger(__name__)
@@ -50,14 +52,22 @@ class Recovery:
         for directory in (places.exits, places.run / "pods", places.run / "containers"):
             directory.mkdir(parents=True, exist_ok=True)
         for intent in await store.all(IntentRecord):
-            await self._undo(intent)
+            try:
+                await self._undo(intent)
+            except Fault as err:
+                log.warning("cannot undo what was not finished", extra={"id": intent.id, "error": str(err)})
         for pod_record in sorted(await store.all(PodRecord), key=lambda one: one.created_at_ns):
             self._state.pods.add(Pod(pod_record, places.pod(pod_record.id)))
         for record in sorted(await store.all(ContainerRecord), key=lambda one: one.created_at_ns):
             self._state.add_container(Container(record, places.bundle(record.id)))
         await asyncio.to_thread(self._sweep)
         for container in [*self._state.containers, *self._state.infra.values()]:
-            await self._catch_up(container)
+            try:
+                await self._catch_up(container)
+            except Fault as err:
+                log.warning("cannot tell how it is with a container", extra={"id": container.id, "error": str(err)})
+        running = [one for one in self._state.containers if one.record.state is ContainerState.RUNNING]
+        await asyncio.to_thread(end_leftovers, running, self._cgroups)
         for pod in self._state.pods:
             if pod.ready and not self._is_whole(pod):
                 await self._pods.lose(pod)
@@ -71,7 +81,7 @@ class Recovery:
             await take_away(handler, self._cgroups, places, intent.id, inner, ended=False)
             await asyncio.to_thread(sandbox.remove, places.pod(intent.id))
             if intent.owns_cgroup:
-                await asyncio.to_thread(self._cgroups.remove, intent.cgroup, upto=self._cgroup_parent)
+                await asyncio.to_thread(self._cgroups.remove_empty, intent.cgroup, upto=self._cgroup_parent)
         else:
             await take_away(handler, self._cgroups, places, intent.id, intent.cgroup, ended=False)
         await self._state.store.delete(intent)
@@ -81,10 +91,8 @@ class Recovery:
         record = container.record
         if record.state is ContainerState.EXITED:
             return
-        if (found := read_exit(self._state.places.exits, record.id)) is not None:
-            await self._containers.handle_exit(container, found)
-        elif not self._is_watched(container):
-            await self._containers.handle_lost(container)
+        if read_exit(self._state.places.exits, record.id) is not None or not self._is_watched(container):
+            await self._containers.handle_end(container)
         elif record.state is ContainerState.CREATED:
             handler = self._handlers.of_record(record.runtime)
             if await handler.status(record.id) == "running":  # started, but the answer was never given
@@ -127,15 +135,19 @@ class Recovery:
         for path in places.exits.iterdir():
             if path.name not in containers:
                 path.unlink()
+        for left in (places.run / "runtime").rglob(f"{PROBE}*"):
+            shutil.rmtree(left, ignore_errors=True)
         for cgroup in self._cgroups.children(self._cgroup_parent):
-            if cgroup not in pods:
+            # Names only we give: an administrator may have chosen a parent that others use, too.
+            if (is_id(cgroup) or cgroup.startswith(PROBE)) and cgroup not in pods:
                 self._sweep_cgroup(f"{self._cgroup_parent}/{cgroup}")
 
     def _sweep_cgroup(self, cgroup: str) -> None:
         log.info("removing a cgroup without a pod", extra={"cgroup": cgroup})
         try:
             self._cgroups.kill(cgroup)
-            self._cgroups.remove(cgroup, upto=self._cgroup_parent)
+            self._cgroups.remove(cgroup)
+            self._cgroups.remove_empty(self._cgroup_parent, upto=self._cgroup_parent)
         except Fault as err:
             log.warning("cannot remove a cgroup without a pod", extra={"cgroup": cgroup, "error": str(err)})
 

@@ -179,7 +179,7 @@ class RuntimeRpc(cri.RuntimeServiceBase):
         return cri.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
 
     async def reopen_container_log(self, message: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
-        await logs.reopen(self._state.containers.find(message.container_id))
+        await logs.reopen(self._state.containers.find(message.container_id), self._state.container_locks)
         return cri.ReopenContainerLogResponse()
 
     async def update_container_resources(

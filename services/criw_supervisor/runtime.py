@@ -22,6 +22,7 @@ from criw.process import run, run_checked
 
 log = logging.getLogger(__name__)
 CREATE_LIMIT_S: Final = 120.0
+PROBE: Final = "probe-"  # begins the names of what a probe makes
 JsonObject = dict[str, object]
 
 
@@ -135,8 +136,8 @@ class Handler:
         """Make and delete a container that does nothing. Why it does not work here; "" when it does."""
         if shutil.which(self.program) is None:
             return f"{self.program} is not installed"
-        container_id = f"probe-{self.name}-{os.getpid()}"
-        with tempfile.TemporaryDirectory(prefix="probe-", dir=self.root.parent) as directory:
+        container_id = f"{PROBE}{self.name}-{os.getpid()}"
+        with tempfile.TemporaryDirectory(prefix=PROBE, dir=self.root.parent) as directory:
             bundle = Path(directory)
             (bundle / "rootfs").mkdir()
             (bundle / "config.json").write_text(json.dumps(_probe_spec(f"{cgroup}/{container_id}")))

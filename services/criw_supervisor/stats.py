@@ -37,7 +37,7 @@ def read_usage(cgroups: Cgroups, cgroup: str) -> CgroupUsage | None:
     """The counters of a cgroup with all below it; None if it is gone. Blocking."""
     try:
         return _read_v2(cgroups, cgroup) if cgroups.v2 else _read_v1(cgroups, cgroup)
-    except (FileNotFoundError, OSError):
+    except OSError:  # it goes away while it is read
         return None
 
 
@@ -95,10 +95,10 @@ class Stats:
         """The statistics of the containers that are there to be measured, exited ones included (their disk)."""
         usage = await call(self._storage.usage, UsageRequest(), timeout_s=_AGENT_LIMIT_S, agent="criw-storage")
         disks = {one.rootfs_id: one.writable for one in usage.rootfs if one.writable is not None}
-        readings = await asyncio.to_thread(
-            lambda: [read_usage(self._cgroups, one.record.cgroup) for one in containers if _is_running(one)]
+        running = {one.id: one.record.cgroup for one in containers if _is_running(one)}
+        by_id = await asyncio.to_thread(
+            lambda: {container_id: read_usage(self._cgroups, cgroup) for container_id, cgroup in running.items()}
         )
-        by_id = dict(zip([one.id for one in containers if _is_running(one)], readings, strict=True))
         return [_container_stats(one, by_id.get(one.id), disks.get(one.id), usage.mountpoint) for one in containers]
 
     async def of_pods(self, pods: Sequence[Pod]) -> list[cri.PodSandboxStats]:

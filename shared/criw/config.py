@@ -150,8 +150,8 @@ class SupervisorSection(AgentSection):
     @field_validator("cgroup_parent")
     @classmethod
     def _cgroup(cls, value: str) -> str:
-        if not value.startswith("/") or ".." in value.split("/"):
-            raise ValueError("must begin with / and have no ..")
+        if not value.startswith("/") or not value.strip("/") or ".." in value.split("/"):
+            raise ValueError("must be the path of a cgroup below the root, begin with / and have no ..")
         return value
 
     @field_validator("default_runtime")

@@ -1,15 +1,25 @@
-"""Running programs: argument lists only, output captured, nothing left running when the caller goes away."""
+"""Running programs: argument lists only, output captured, nothing left running when the caller goes away.
+
+Programs are started by `subprocess`, which uses vfork(2), and watched through a pidfd. asyncio's own way is uvloop's
+fork(2) here: it copies the page tables of a process of this size, which takes longer than most programs run.
+"""
 
 import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
 
 from criw.errors import DeadlineExceeded, Failed, FailedPrecondition
+from criw.locks import run_to_end
 
-_MESSAGE_LIMIT = 2000
+_MESSAGE_LIMIT: Final = 2000
+_CHUNK: Final = 65536
+_KILL_LIMIT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,10 @@ async def run(
     *,
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
-    stdout: int = asyncio.subprocess.PIPE,
-    stderr: int = asyncio.subprocess.PIPE,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
     timeout_s: float = 60.0,
 ) -> Completed:
     """Run a program to its end. If the caller is cancelled or `timeout_s` passes it is killed and reaped.
@@ -44,33 +55,31 @@ async def run(
 
     Raises FailedPrecondition if there is no such program, DeadlineExceeded after `timeout_s`.
     """
+    process = _start(
+        argv,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        cwd=cwd,
+        pass_fds=pass_fds,
+    )
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=stdout,
-            stderr=stderr,
-            env=None if env is None else dict(env),
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-        )
-    except FileNotFoundError as err:
-        raise FailedPrecondition(f"cannot run {argv[0]}: there is no such program; install it") from err
-    except (PermissionError, NotADirectoryError) as err:
-        raise FailedPrecondition(f"cannot run {argv[0]}: {err.strerror}; is it the right path?") from err
-    try:
-        said, complained = await asyncio.wait_for(process.communicate(stdin), timeout_s)
+        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
+            said = tasks.create_task(_read(process.stdout))
+            complained = tasks.create_task(_read(process.stderr))
+            tasks.create_task(_write(process.stdin, stdin or b""))
+            tasks.create_task(_ended(process))
     except TimeoutError as err:
         raise DeadlineExceeded(f"cannot finish {argv[0]} {' '.join(argv[1:3])}: no end after {timeout_s:g} s") from err
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        # A descendant in a session of its own may hold the pipes open; wait() would wait for it, too.
-        process._transport.close()  # noqa: SLF001 — asyncio closes them in no other way
-        await asyncio.shield(process.wait())
-    assert process.returncode is not None
-    return Completed(process.returncode, said or b"", complained or b"")
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await run_to_end(_ended(process), limit_s=_KILL_LIMIT_S)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    return Completed(process.returncode, said.result(), complained.result())
 
 
 async def run_checked(
@@ -81,3 +90,78 @@ async def run_checked(
     if done.code:
         raise Failed(f"cannot {what}: {done.message}")
     return done
+
+
+def _start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    pass_fds: Sequence[int],
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            argv,
+            bufsize=0,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    except FileNotFoundError as err:
+        raise FailedPrecondition(f"cannot run {argv[0]}: there is no such program; install it") from err
+    except (PermissionError, NotADirectoryError) as err:
+        raise FailedPrecondition(f"cannot run {argv[0]}: {err.strerror}; is it the right path?") from err
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a program, and reap it."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        await _ready(pidfd, asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+        process.wait()
+    finally:
+        os.close(pidfd)
+
+
+async def _read(pipe: IO[bytes] | None) -> bytes:
+    """All that comes out of a pipe until its last writer closes it."""
+    if pipe is None:
+        return b""
+    loop, fd = asyncio.get_running_loop(), pipe.fileno()
+    chunks: list[bytes] = []
+    os.set_blocking(fd, False)
+    while True:
+        await _ready(fd, loop.add_reader, loop.remove_reader)
+        if not (chunk := os.read(fd, _CHUNK)):
+            return b"".join(chunks)
+        chunks.append(chunk)
+
+
+async def _write(pipe: IO[bytes] | None, data: bytes) -> None:
+    """Give a program its input, or as much of it as it reads."""
+    if pipe is None:
+        return
+    loop, fd, rest = asyncio.get_running_loop(), pipe.fileno(), memoryview(data)
+    os.set_blocking(fd, False)
+    with contextlib.suppress(BrokenPipeError):
+        while rest:
+            await _ready(fd, loop.add_writer, loop.remove_writer)
+            rest = rest[os.write(fd, rest) :]
+    pipe.close()
+
+
+async def _ready(fd: int, add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool | None]) -> None:
+    """Wait until a descriptor can be read or written, or is at its end."""
+    event = asyncio.Event()
+    add(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        remove(fd)

@@ -154,6 +154,12 @@ async def _refuse(stream: ServerStream) -> None:
     stream._cancel_done = True  # noqa: SLF001
 
 
+def never_begun(err: Exception) -> bool:
+    """Whether a call broke because a stopping process refused it: then any call may be repeated."""
+    # grpclib tells the code in the text of the error only.
+    return isinstance(err, StreamTerminatedError) and str(err).endswith(f"error_code: {ErrorCodes.REFUSED_STREAM:d}")
+
+
 def _as_status(err: Exception, path: str) -> GRPCError:
     while isinstance(err, ExceptionGroup):  # of a TaskGroup: its first error is the cause, others follow from it
         err = err.exceptions[0]

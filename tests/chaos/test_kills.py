@@ -151,29 +151,41 @@ async def crew_with_images() -> AsyncIterator[tuple[Crew, str, str]]:
             yield crew, f"{registry.address}/test/busybox:1", f"{registry.address}/test/other:1"
 
 
+async def disturb(crew: Crew, kubelet: Kubelet, image: str, other: str, dice: random.Random) -> Acknowledged:
+    """Kill every agent again and again while pods and an image come and go; what was promised meanwhile."""
+    promised, stop = Acknowledged(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(WORKERS):
+            tasks.create_task(come_and_go(kubelet, image, promised, stop))
+        tasks.create_task(pull_and_remove(kubelet, other, stop))
+        for agent in AGENTS:
+            await kill_and_restart(crew, agent, dice)
+        stop.set()
+    return promised
+
+
+async def assert_kept(kubelet: Kubelet, promised: Acknowledged) -> None:
+    """The promised pods are listed, and their containers run and log on as if nothing had happened."""
+    listed = await kubelet.runtime.list_pod_sandbox(cri.ListPodSandboxRequest())
+    assert {pod.id for pod in listed.items} == set(promised.pods)
+    for pod_id, container_id in promised.pods.items():
+        status = await kubelet.status(container_id)
+        assert status.state == cri.ContainerState.CONTAINER_RUNNING, status
+        numbers = [int(line.rpartition(" ")[2]) for line in kubelet.log(pod_id)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
 async def test_twenty_kills_of_each_agent_lose_and_leave_nothing(dice: random.Random, tmp_path: Path) -> None:
     async with crew_with_images() as (crew, busybox, other):
         with contextlib.closing(Channel(crew.config.socket("cri"))) as channel:
             kubelet = Kubelet(channel, tmp_path, name="chaos")
-            image = await kubelet.pull(busybox)
-            promised, stop = Acknowledged(), asyncio.Event()
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(WORKERS):
-                    tasks.create_task(come_and_go(kubelet, image, promised, stop))
-                tasks.create_task(pull_and_remove(kubelet, other, stop))
-                for agent in AGENTS:
-                    await kill_and_restart(crew, agent, dice)
-                stop.set()
-            assert promised.rounds > KILLS
-            assert promised.pods
-            await assert_settled(crew, promised)
-            listed = await kubelet.runtime.list_pod_sandbox(cri.ListPodSandboxRequest())
-            assert {pod.id for pod in listed.items} == set(promised.pods)
-            for pod_id, container_id in promised.pods.items():
-                status = await kubelet.status(container_id)
-                assert status.state == cri.ContainerState.CONTAINER_RUNNING, status
-                numbers = [int(line.rpartition(" ")[2]) for line in kubelet.log(pod_id)]
-                assert numbers == list(range(1, len(numbers) + 1))
-            await kubelet.remove_all()
-            for reference in (busybox, other):
-                await kubelet.remove_image(reference)
+            try:
+                promised = await disturb(crew, kubelet, await kubelet.pull(busybox), other, dice)
+                assert promised.rounds > KILLS
+                assert promised.pods
+                await assert_settled(crew, promised)
+                await assert_kept(kubelet, promised)
+            finally:
+                await kubelet.remove_all()
+                for reference in (busybox, other):
+                    await kubelet.remove_image(reference)

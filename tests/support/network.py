@@ -21,7 +21,6 @@ from criw_proto.criw.network.v1 import (
     ListRequest,
     NetworkStub,
     PortMapping,
-    StatsRequest,
     StatusRequest,
     StatusResponse,
     UpdateConfigRequest,
@@ -141,7 +140,7 @@ class NetworkClient:
         self._crew = crew
 
     @property
-    def _stub(self) -> NetworkStub:
+    def stub(self) -> NetworkStub:
         return NetworkStub(self._crew.channel("network"))
 
     async def attach(
@@ -153,27 +152,21 @@ class NetworkClient:
     ) -> Place:
         pod_id = new_id() if pod_id is None else pod_id
         request = AttachRequest(pod_id=pod_id, port_mappings=list(ports), sysctls=dict(sysctls or {}))
-        reply = await call(self._stub.attach, request, agent="criw-network")
+        reply = await call(self.stub.attach, request, agent="criw-network")
         return Place(pod_id, Path(reply.netns_path), tuple(reply.ips))
 
     async def detach(self, pod: Place | str) -> None:
         pod_id = pod if isinstance(pod, str) else pod.name
-        await call(self._stub.detach, DetachRequest(pod_id=pod_id), agent="criw-network")
+        await call(self.stub.detach, DetachRequest(pod_id=pod_id), agent="criw-network")
 
     async def attached(self) -> set[str]:
-        return set((await call(self._stub.list, ListRequest(), agent="criw-network")).pod_ids)
+        return set((await call(self.stub.list, ListRequest(), agent="criw-network")).pod_ids)
 
     async def status(self) -> StatusResponse:
-        return await call(self._stub.status, StatusRequest(), agent="criw-network")
+        return await call(self.stub.status, StatusRequest(), agent="criw-network")
 
     async def update_config(self, *cidrs: str) -> None:
-        await call(self._stub.update_config, UpdateConfigRequest(pod_cidrs=list(cidrs)), agent="criw-network")
-
-    async def received(self, *pods: Place) -> dict[str, int]:
-        """Packets that each pod received on eth0."""
-        reply = await call(self._stub.stats, StatsRequest(pod_ids=[pod.name for pod in pods]), agent="criw-network")
-        assert all([i.name for i in pod.interfaces] == ["eth0"] for pod in reply.pods)
-        return {pod.pod_id: pod.interfaces[0].rx_packets for pod in reply.pods}
+        await call(self.stub.update_config, UpdateConfigRequest(pod_cidrs=list(cidrs)), agent="criw-network")
 
     async def detach_all(self) -> None:
         for pod_id in await self.attached():

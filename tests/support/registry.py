@@ -14,10 +14,11 @@ import re
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import IO, Final, Literal
 
 import aiohttp
 import yarl
@@ -46,8 +47,8 @@ class Registry:
         self.auth: Auth = auth
         self.log: list[str] = []
         self.tokens: TokenServer | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     @property
     def address(self) -> str:
@@ -80,37 +81,39 @@ class Registry:
         """Start it (again); a port once taken is kept."""
         configuration = self.directory / "config.json"  # JSON is YAML
         configuration.write_text(json.dumps(self._settings()))
-        self._process = await asyncio.create_subprocess_exec(
-            *("docker-registry", "serve", os.fspath(configuration)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        self._process = await asyncio.to_thread(
+            subprocess.Popen,
+            ["docker-registry", "serve", os.fspath(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
         )
-        assert self._process.stdout is not None
-        async with asyncio.timeout(_START_LIMIT_S):
-            async for line in self._process.stdout:
-                self.log.append(line.decode())
-                if found := _LISTENING.search(self.log[-1]):
-                    self.port = int(found["port"])
-                    break
-            else:
-                raise AssertionError(f"docker-registry ended:\n{''.join(self.log)}")
-        self._reader = asyncio.create_task(self._read(self._process.stdout), name="registry log")
+        listening = threading.Event()
+        # A thread, so that a test that blocks its event loop does not block the registry as well.
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, listening), name="registry log")
+        self._reader.start()
+        await asyncio.to_thread(listening.wait, _START_LIMIT_S)
+        if not self.port or self._process.poll() is not None:
+            await self.stop()
+            raise AssertionError(f"docker-registry did not start:\n{''.join(self.log)}")
 
-    async def _read(self, output: asyncio.StreamReader) -> None:
-        async for line in output:
-            self.log.append(line.decode())
+    def _read(self, output: IO[str], listening: threading.Event) -> None:
+        for line in output:
+            self.log.append(line)
+            if found := _LISTENING.search(line):
+                self.port = int(found["port"])
+                listening.set()
+        listening.set()
 
     async def stop(self) -> None:
         """Stop it; what was pushed stays."""
-        if self._process is None:
+        if self._process is None or self._reader is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        if self._reader is not None:
-            await self._reader
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        await asyncio.to_thread(self._reader.join)
         self._process = self._reader = None
 
     def _settings(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 It serves what it was given and keeps the requests; each misbehaviour is switched on by an attribute.
 """
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,6 +39,8 @@ class ScriptedRegistry:
     answer: Callable[[web.Request], web.StreamResponse | None] = lambda _: None
     take_over: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None  # instead of `answer`, all requests
 
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
     @property
     def host(self) -> str:
         return self.url.partition("://")[2]
@@ -54,8 +57,15 @@ class ScriptedRegistry:
         """Those for `manifests` or `blobs`."""
         return [one for one in self.seen if f"/{kind}/" in one.path and one.method == method]
 
+    async def request_for(self, digest: str, *, number: int) -> None:
+        """Wait until the manifest or blob of this digest (or tag) has been asked for so many times."""
+        while sum(one.path.endswith(f"/{digest}") for one in self.seen) < number:
+            self._arrived.clear()
+            await self._arrived.wait()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(Seen(request.method, request.path, dict(request.query), CIMultiDict(request.headers)))
+        self._arrived.set()
         if self.take_over is not None:
             return await self.take_over(request)
         if (taken := self.answer(request)) is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gzip
 import hashlib
 import os
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
+import zstandard
 
 from criw.ids import new_id
 from criw.rpc import call
@@ -121,6 +121,17 @@ class Storage:
         parts = [self.state / "layers", self.state / "unfinished", self.state / "rootfs", self.mounts]
         return sorted(str(found) for part in parts for found in part.iterdir())
 
+    def workers(self) -> list[int]:
+        """Processes that unpack into the agent's directories, the first of their PID namespaces included."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    command = (entry / "cmdline").read_bytes()
+                    if b"criw_storage.worker" in command and os.fsencode(self.state) in command:
+                        found.append(int(entry.name))
+        return found
+
     async def metric(self, name: str) -> float:
         """One number of /metrics."""
         host, port = self.crew.config.http_address("storage")
@@ -146,4 +157,4 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def layer_of(tar: bytes) -> Layer:
     """A layer with these bytes for a tar."""
-    return Layer(gzip.compress(tar, 1, mtime=0), digest_of(tar), Compression.GZIP)
+    return Layer(zstandard.compress(tar, 1), digest_of(tar), Compression.ZSTD)

@@ -108,18 +108,18 @@ def build(
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
             "args": _arguments(config, image),
             "env": _environment(config, image, pod.hostname, user.home),
-            "cwd": config.working_dir or image.working_dir or "/",
+            "cwd": os.path.join("/", config.working_dir or image.working_dir),  # noqa: PTH118 — not of this host
             "capabilities": capabilities.oci(held, asked.add_ambient_capabilities if asked else ()),
             "noNewPrivileges": security.no_new_privs and not security.privileged,
             "oomScoreAdj": host.oom_score.clamped(wanted.oom_score_adj),
         },
-        "mounts": [
-            *mounts.kernel_mounts(
+        "mounts": mounts.in_order(
+            mounts.kernel_mounts(
                 privileged=security.privileged, own_ipc="ipc" in pod.namespaces, cgroup_v2=host.cgroup_v2
             ),
-            *mounts.pod_mounts(pod.files, taken, readonly=security.readonly_rootfs),
-            *mounts.user_mounts(config.mounts),
-        ],
+            mounts.pod_mounts(pod.files, taken, readonly=security.readonly_rootfs),
+            mounts.user_mounts(config.mounts),
+        ),
         "annotations": dict(config.annotations),
         "linux": section,
     }
@@ -129,6 +129,8 @@ def build(
 def _refuse_unsupported(
     config: ContainerConfig, security: LinuxContainerSecurityContext, options: NamespaceOption
 ) -> None:
+    if options.pid not in NamespaceMode:
+        raise InvalidArgument(f"cannot use PID namespace mode {int(options.pid)}: the CRI has no such value")
     if options.userns_options is not None and options.userns_options.mode != NamespaceMode.NODE:
         raise InvalidArgument("cannot use a user namespace: this runtime handler does not support them (see Status)")
     if config.CDI_devices:

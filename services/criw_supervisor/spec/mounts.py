@@ -19,9 +19,7 @@ _PROPAGATION: Final = {
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and backslashes: proc(5)
 
 
-def all_mounts(
-    kernel: Sequence[JsonObject], pod: Sequence[JsonObject], user: Sequence[JsonObject]
-) -> list[JsonObject]:
+def in_order(kernel: Sequence[JsonObject], pod: Sequence[JsonObject], user: Sequence[JsonObject]) -> list[JsonObject]:
     """Everything in the order it is mounted, parents before children: a volume on /etc does not hide the pod's hosts.
 
     What the user mounts takes the place of a kernel file system.

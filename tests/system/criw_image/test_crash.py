@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 import pytest
 from aiohttp import web
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.rpc import Channel
+from criw_proto.criw.image import v1 as own
+from criw_proto.runtime.v1 import AuthConfig
 from support import images
 from support.image_agent import Images, running_images, second_instance
 from support.scripted_registry import ScriptedRegistry, scripted_registry
@@ -75,8 +77,9 @@ async def test_pulls_killed_at_any_moment() -> None:
             removal = asyncio.create_task(agent.remove(references[0]))
             await asyncio.sleep(random.uniform(0, 0.12))
             await agent.crew.kill("image")
-            await asyncio.wait([*pulls, removal])
-            acknowledged |= {task.result() for task in pulls[1:] if task.exception() is None}
+            _, *kept = await asyncio.gather(*pulls, return_exceptions=True)  # the first is also removed
+            await asyncio.gather(removal, return_exceptions=True)
+            acknowledged |= {image_id for image_id in kept if isinstance(image_id, str)}
             await agent.crew.start("image")
             listed = {image.id for image in await agent.all()}
             assert acknowledged <= listed
@@ -101,24 +104,30 @@ async def test_storage_killed_in_the_middle_of_a_pull() -> None:
         assert await agent.left() == []
 
 
-async def test_a_client_that_goes_away_ends_a_pull_nobody_else_wants() -> None:
+async def watch_pull(agent: Images, reference: str) -> None:
+    async for _ in own.ImagesStub(agent.channel).pull(own.PullRequest(image=reference)):
+        pass
+
+
+@pytest.mark.parametrize("pull", [Images.pull, watch_pull])
+async def test_a_client_that_goes_away_ends_a_pull_nobody_else_wants(
+    pull: Callable[[Images, str], Coroutine[object, object, object]],
+) -> None:
     image = images.small("client goes away")
     async with agent_with(image) as (agent, registry, (reference,)):
         gate = Gate(registry, image.layers[1].blob)
         channel = Channel(agent.crew.config.socket("image"))
-        pulling = asyncio.create_task(Images(agent.crew, channel).pull(reference))
+        pulling = asyncio.create_task(pull(Images(agent.crew, channel), reference))
         await gate.reached.wait()
         channel.close()  # all at once, as a client that is killed
         with pytest.raises(GONE):
             await pulling
-        await agent.remove(image.id)
-        # A pull of the same image waits until the first is undone, and then has to fetch everything itself.
-        again = asyncio.create_task(agent.pull(reference))
+        # Another pull of the image waits until the first is undone, and then has to fetch everything itself. With
+        # other credentials, so that it cannot join the first should that not have noticed yet.
+        again = asyncio.create_task(agent.pull(reference, AuthConfig(username="other")))
+        await registry.request_for(image.id, number=2)
         gate.open.set()
         assert await again == image.id
-        assert len([one for one in registry.requests("blobs") if one.path.endswith(image.id)]) == 2
-        await agent.remove(image.id)
-        assert await agent.left() == []
 
 
 async def test_a_client_that_goes_away_leaves_the_pull_to_the_others() -> None:
@@ -128,13 +137,14 @@ async def test_a_client_that_goes_away_leaves_the_pull_to_the_others() -> None:
         channel = Channel(agent.crew.config.socket("image"))
         leaves = asyncio.create_task(Images(agent.crew, channel).pull(reference))
         await gate.reached.wait()
-        stays = asyncio.create_task(agent.pull(reference))
-        await agent.all()  # the second request has been taken when this is answered
+        stays = own.ImagesStub(agent.channel).pull(own.PullRequest(image=reference))
+        await anext(stays)  # its first progress: it has joined
         channel.close()
         with pytest.raises(GONE):
             await leaves
         gate.open.set()
-        assert await stays == image.id
+        *_, last = [message async for message in stays]
+        assert last.image_id == image.id
         assert len([one for one in registry.requests("blobs") if one.path.endswith(image.id)]) == 1
 
 

@@ -1,5 +1,6 @@
 """What a client of the CRI sees: identity, names, sizes, users, progress."""
 
+import asyncio
 import json
 import subprocess
 
@@ -56,6 +57,16 @@ async def test_every_kind_of_image() -> None:
 
 def _user(image: cri.Image) -> tuple[int | None, str]:
     return (None if image.uid is None else image.uid.value, image.username)
+
+
+async def test_images_pulled_at_once_share_their_layers() -> None:
+    several = [images.image(images.base_layer(), images.layer(images.file("n", str(n)))) for n in range(6)]
+    async with running_registry() as registry:
+        references = [await registry.push(f"a/{number}:1", image) for number, image in enumerate(several)]
+        async with running_images(entry(registry.address)) as agent:
+            ids = await asyncio.gather(*(agent.pull(reference) for reference in references))
+            assert list(ids) == [image.id for image in several]
+            assert len(list((agent.crew.config.state_dir("storage") / "layers").iterdir())) == 1 + len(several)
 
 
 async def test_a_name_in_every_form() -> None:

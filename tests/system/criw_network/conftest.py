@@ -15,16 +15,17 @@ def ranges() -> str:
     return f'network.pod_cidrs = ["10.{second}.{third}.0/24", "fd{secrets.token_hex(1)}:{secrets.token_hex(2)}::/64"]\n'
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def crew() -> AsyncIterator[Crew]:
-    """Ends with all pods detached, and the proof that the host is as it was."""
+    """One for a module; it ends with the proof that the host is as it was."""
     async with running_crew(["network"], extra_toml=ranges()) as crew:
         yield crew
-        if "network" in crew.processes:
-            await NetworkClient(crew).detach_all()
-            assert left_by_pods(crew) == []
 
 
-@pytest_asyncio.fixture
-async def network(crew: Crew) -> NetworkClient:
-    return NetworkClient(crew)
+@pytest_asyncio.fixture(loop_scope="module")
+async def network(crew: Crew) -> AsyncIterator[NetworkClient]:
+    """The crew's agent, without a pod; a test's pods are detached, and nothing of them may be left."""
+    client = NetworkClient(crew)
+    yield client
+    await client.detach_all()
+    assert left_by_pods(crew) == []

@@ -2,6 +2,8 @@
 
 import ipaddress
 
+import pytest
+
 from support.crew import Crew
 from support.network import (
     HOST,
@@ -13,6 +15,8 @@ from support.network import (
     tcp_server,
     udp_server,
 )
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def gateways(crew: Crew) -> list[str]:

@@ -18,6 +18,8 @@ from support.network import (
     udp_server,
 )
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 def port(host_port: int, container_port: int = 80, *, protocol: str = "tcp", host_ip: str = "") -> PortMapping:
     return PortMapping(protocol=protocol, host_port=host_port, container_port=container_port, host_ip=host_ip)

@@ -53,9 +53,15 @@ def test_later_sources_win(main: Path) -> None:
     written(main, 'group = "file"\nlog_level = "debug"\nlog_format = "json"\nrun = "/run/file"')
     written(main.parent / "conf.d" / "20.toml", 'group = "second"\nlog_level = "error"')
     written(main.parent / "conf.d" / "10.toml", 'group = "first"\nlog_format = "text"')
-    written(main.parent / "conf.d" / "30.toml.off", 'group = "not read"')
     got = config.load(main, {"CRIW_GROUP": "variable"})
     assert (got.group, got.log_level, got.log_format, got.run) == ("variable", "error", "text", Path("/run/file"))
+
+
+def test_drop_ins_are_read_in_the_order_of_their_names(main: Path) -> None:
+    for number in (5, 3, 9, 1, 7, 8, 2, 6, 4):
+        written(main.parent / "conf.d" / f"{number}.toml", f"drain_timeout_s = {number}")
+    written(main.parent / "conf.d" / "99.toml.off", "drain_timeout_s = 99")
+    assert config.load(written(main, ""), {}).drain_timeout_s == 9
 
 
 def test_tables_are_merged_and_arrays_replaced(main: Path) -> None:

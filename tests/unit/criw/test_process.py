@@ -40,6 +40,10 @@ async def test_the_environment_may_be_replaced() -> None:
     assert (await run(["/usr/bin/env"], env={"A": "b"})).stdout == b"A=b\n"
 
 
+async def test_a_program_may_run_in_another_directory(tmp_path: Path) -> None:
+    assert (await run(["pwd"], cwd=tmp_path)).stdout.decode() == f"{tmp_path}\n"
+
+
 async def test_a_signal_is_a_negative_code() -> None:
     assert (await run(["sh", "-c", "kill -TERM $$"])).code == -signal.SIGTERM
 

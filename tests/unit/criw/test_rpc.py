@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.errors import STATUS, DeadlineExceeded, Failed, Fault, NotFound, Unavailable, Unimplemented, status_of
 from criw.metrics import Metrics
-from criw.rpc import Channel, Servable, call, serialized, watch
+from criw.rpc import Channel, Servable, call, never_begun, serialized, watch
 from criw_proto.criw.image.v1 import ImagesBase, ImagesStub, PullProgress, PullRequest
 from criw_proto.criw.network.v1 import (
     AttachRequest,
@@ -265,6 +265,24 @@ async def test_a_stopping_server_finishes_what_it_began_and_refuses_the_rest(pat
     async with serving(path, second):
         assert (await late).netns_path == "/netns/late"
     assert (first.calls, second.calls) == (["p"], ["late"])
+
+
+async def test_a_refused_call_can_be_told_from_a_broken_one(path: Path, channel: Channel) -> None:
+    gate = Gate()
+    service = Scripted(gate)
+    async with serving(path, service) as server:
+        begun = asyncio.create_task(NetworkStub(channel).attach(POD))
+        await gate.begun.wait()
+        draining = asyncio.create_task(server.drain(0.2))
+        while not server.in_flight.stopping:
+            await asyncio.sleep(0)
+        with pytest.raises(StreamTerminatedError) as refused:
+            await asyncio.create_task(NetworkStub(channel).detach(DetachRequest(pod_id="late")))
+        with pytest.raises(StreamTerminatedError) as broken:
+            await begun
+        await draining
+    assert (never_begun(refused.value), never_begun(broken.value)) == (True, False)
+    assert service.calls == ["p"]
 
 
 async def test_a_stopping_server_takes_no_new_connection(path: Path, channel: Channel) -> None:

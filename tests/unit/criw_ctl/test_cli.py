@@ -1,6 +1,7 @@
 """What a user meets before any crew answers: exit codes and one line on stderr."""
 
 import os
+import socket
 import tomllib
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def test_a_crew_that_does_not_run_is_said_at_once(
     argv: list[str], stale: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     if stale:  # a socket whose process was killed
-        import socket
-
         for path in (config.load().socket("cri"), config.load().socket("image")):
             path.parent.mkdir(parents=True, exist_ok=True)
             with socket.socket(socket.AF_UNIX) as left:
@@ -95,6 +94,14 @@ def test_a_bad_configuration_is_78(argv: list[str], capsys: pytest.CaptureFixtur
     (line,) = capsys.readouterr().err.splitlines()
     assert "unknown key network.brigde" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_directories_that_cannot_be_made_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "bad.toml").write_text(f'root = "{tmp_path}/lib"\nrun = "{tmp_path}/file/run"\n')
+    assert run("--config", str(tmp_path / "bad.toml"), "up") == os.EX_CONFIG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"criwctl: cannot start the crew on {tmp_path}/file/run: Not a directory; run it as root")
 
 
 def test_a_configuration_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:

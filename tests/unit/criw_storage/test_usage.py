@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from criw_storage.usage import Usage, measure
+from criw_storage.usage import Measured, Usage, measure
 
 
 def test_blocks_and_inodes_are_counted_and_hard_links_once(tmp_path: Path) -> None:
@@ -41,15 +41,19 @@ def test_a_tree_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 async def test_writable_layers_are_measured_again_and_again(tmp_path: Path) -> None:
     usage = Usage()
-    task = asyncio.create_task(
-        usage.keep_measuring(lambda: {"here": tmp_path, "gone": tmp_path / "gone"}, interval_s=0.001)
-    )
+    for name, directory in {"here": tmp_path, "gone": tmp_path / "gone", "forgotten": tmp_path}.items():
+        usage.watch(name, directory)
+    usage.watch("measured", tmp_path / "gone", Measured(1, 2, 3))
+    usage.forget("forgotten")
+    usage.forget("never seen")
+    task = asyncio.create_task(usage.keep_measuring(0.001))
     first = last = 0
     while not first or first == last:
         await asyncio.sleep(0.001)
-        last = usage.rootfs["here"].timestamp_ns if usage.rootfs else 0
+        last = usage.rootfs["here"].timestamp_ns if "here" in usage.rootfs else 0
         first = first or last
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert usage.rootfs.keys() == {"here"}
+    assert usage.rootfs.keys() == {"here", "measured"}
+    assert usage.rootfs["measured"] == Measured(1, 2, 3)

@@ -4151,8 +4151,8 @@ class ImageServiceStub(betterproto2_grpclib.ServiceStub):
         """
         Fetches an image, or finds that what its name means now is here already; the registry is asked with the given
         credentials either way. Idempotent; callers of one image at one time share one pull. There is no deadline. Errors:
-        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNAVAILABLE (the registry is
-        down; the message begins with RegistryUnavailable), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
+        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNKNOWN with a message that
+        begins with RegistryUnavailable (the registry is down), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
         """
 
         return await self._unary_unary(
@@ -5078,8 +5078,8 @@ class ImageServiceBase(betterproto2_grpclib.ServiceBase):
         """
         Fetches an image, or finds that what its name means now is here already; the registry is asked with the given
         credentials either way. Idempotent; callers of one image at one time share one pull. There is no deadline. Errors:
-        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNAVAILABLE (the registry is
-        down; the message begins with RegistryUnavailable), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
+        INVALID_ARGUMENT (not an image name), NOT_FOUND, PERMISSION_DENIED (credentials), UNKNOWN with a message that
+        begins with RegistryUnavailable (the registry is down), DATA_LOSS (wrong digest), RESOURCE_EXHAUSTED (disk full).
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
