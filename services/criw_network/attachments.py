@@ -73,8 +73,8 @@ class Attachments:
         self._pins.mkdir(mode=0o711, parents=True, exist_ok=True)
         records = await self._store.all(Attachment)
         kept = [record for record in records if record.state == "attached" and netns.is_pinned(self.pin(record.id))]
-        lost = [record for record in records if record not in kept]
         self._all = {record.id: record for record in kept}
+        lost = [record for record in records if record.id not in self._all]
         for pin in self._pins.iterdir():
             if pin.name not in self._all:
                 netns.remove(pin)

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -219,8 +220,8 @@ class Builtin:
         with Netlink() as netlink:
             for pod_id in pod_ids:
                 with kernel.suppress_errno(errno.ENODEV):
-                    host_end = links.link(netlink, self._bridge.port(pod_id))
-                    found[pod_id] = (POD_INTERFACE, host_end.counters.at_the_other_end())
+                    host_end = links.counters(netlink, socket.if_nametoindex(self._bridge.port(pod_id)))
+                    found[pod_id] = (POD_INTERFACE, host_end.at_the_other_end())
         return found
 
     async def close(self, *, idle: bool) -> None:

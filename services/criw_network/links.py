@@ -32,6 +32,7 @@ _RTM_NEWADDR: Final = 20
 _RTM_DELADDR: Final = 21
 _RTM_GETADDR: Final = 22
 _RTM_NEWROUTE: Final = 24
+_RTM_GETSTATS: Final = 94
 
 _IFLA_ADDRESS: Final = 1
 _IFLA_IFNAME: Final = 3
@@ -39,8 +40,8 @@ _IFLA_MTU: Final = 4
 _IFLA_MASTER: Final = 10
 _IFLA_LINKINFO: Final = 18
 _IFLA_IFALIAS: Final = 20
-_IFLA_STATS64: Final = 23
 _IFLA_NET_NS_FD: Final = 28
+_IFLA_STATS_LINK_64: Final = 1
 _IFLA_INFO_KIND: Final = 1
 _IFLA_INFO_DATA: Final = 2
 _IFLA_INFO_SLAVE_KIND: Final = 4
@@ -66,6 +67,7 @@ _RTN_UNICAST: Final = 1
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")  # rtmsg
+_STATS_OF: Final = struct.Struct("=BxHII")  # if_stats_msg: family, padding, index, mask of what is wanted
 _STATS: Final = struct.Struct("=8Q")  # the head of rtnl_link_stats64
 
 
@@ -104,8 +106,6 @@ class Link:
     name: str
     alias: str
     master: int
-    mtu: int
-    counters: Counters
 
 
 def _link(index: int = 0, *, up: bool = False) -> bytes:
@@ -233,6 +233,13 @@ def link(netlink: Netlink, name: str) -> Link:
     return _parse(netlink.ask(get)[0])
 
 
+def counters(netlink: Netlink, index: int) -> Counters:
+    """The counters of a link, and nothing else of it. Raises OSError (ENODEV) if there is none."""
+    wanted = _STATS_OF.pack(socket.AF_UNSPEC, 0, index, 1 << (_IFLA_STATS_LINK_64 - 1))
+    (payload,) = netlink.ask(Message(_RTM_GETSTATS, wanted, what=f"read the counters of link {index}"))
+    return Counters(*_STATS.unpack_from(dict(attributes(payload[_STATS_OF.size :]))[_IFLA_STATS_LINK_64]))
+
+
 def links(netlink: Netlink) -> Iterator[Link]:
     """All links of the namespace."""
     for payload in netlink.ask(Message(_RTM_GETLINK, _link(), NLM_F_DUMP, "list links")):
@@ -265,8 +272,6 @@ def _parse(payload: bytes) -> Link:
         name=_text(fields[_IFLA_IFNAME]),
         alias=_text(fields.get(_IFLA_IFALIAS, b"")),
         master=_number(fields.get(_IFLA_MASTER)),
-        mtu=_number(fields.get(_IFLA_MTU)),
-        counters=Counters(*_STATS.unpack_from(fields[_IFLA_STATS64])),
     )
 
 

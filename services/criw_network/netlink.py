@@ -1,6 +1,6 @@
 """Netlink as this agent needs it: messages packed with `struct`, sent in batches, each acknowledged by the kernel.
 
-Why not pyroute2: measured on the development machine, importing any part of it costs 8 MB and 80 ms at start, its
+Why not pyroute2 (docs/decisions/0006): importing any part of it costs 8 MB and 80 ms at start, its
 asyncio core does not run on uvloop (which has no netlink datagram endpoint), and its blocking core needs 11 ms for
 what takes 2 ms here. A socket belongs to the namespace its thread was in when it was made. Calls block: the kernel
 does the work before `sendto` returns. Numbers are those of linux/netlink.h and its family headers.

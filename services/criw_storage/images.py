@@ -132,7 +132,7 @@ class Images:
         """Without those below a layer whose root is opaque: overlayfs does not look at this mark of a root."""
         for number in range(len(names) - 1, 0, -1):
             if chain.is_opaque(self._layers.path(names[number])):
-                return names
+                return names[number:]
         return names
 
     async def remove(self, image_id: str) -> None:

@@ -20,7 +20,7 @@ from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import read_spec
 from criw_supervisor.pod import Container
 from criw_supervisor.records import ContainerState
-from criw_supervisor.runtime import Handlers
+from criw_supervisor.runtime import Handlers, runtime_words
 
 log = logging.getLogger(__name__)
 _PIPE_READ: Final = 65536
@@ -129,7 +129,7 @@ class Execs:
             with contextlib.suppress(TimeoutError):  # something it left behind holds the pipe
                 await asyncio.wait_for(err.ended.wait(), _AFTER_END_S)
             message = err.text().decode(errors="replace").strip() or f"exit code {done.code}"
-            raise Failed(f"cannot run a command in container {container.id}: {message}")
+            raise Failed(f"cannot run a command in container {container.id}: {runtime_words(message)}")
         return int(pid_file.read_text())
 
     async def _wait(self, pid: int, timeout_s: float) -> int:

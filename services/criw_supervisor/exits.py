@@ -1,7 +1,7 @@
 """Learning that containers have ended: conmon leaves the exit code in a file named after the container."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def read_exit(directory: Path, container_id: str) -> Exit | None:
         return None
 
 
-async def exits(directory: Path) -> AsyncIterator[Exit]:
+async def exits(directory: Path) -> AsyncGenerator[Exit, None]:
     """Every exit: those recorded already, then each as it happens, for ever. One may come twice."""
     with Inotify() as inotify:
         inotify.watch(directory, IN_MOVED_TO)  # conmon renames the finished file into place

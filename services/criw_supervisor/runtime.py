@@ -18,7 +18,7 @@ from typing import Final
 from criw.config import Runtime, SupervisorSection
 from criw.errors import Failed, FailedPrecondition, Fault
 from criw.locks import together
-from criw.process import run, run_checked
+from criw.process import run
 
 log = logging.getLogger(__name__)
 CREATE_LIMIT_S: Final = 120.0
@@ -104,15 +104,13 @@ class Handler:
 
     async def start(self, container_id: str) -> None:
         """Let the created process run the container's command."""
-        await run_checked(self._command("start", container_id), what=f"start container {container_id}")
+        await self._must(f"start container {container_id}", "start", container_id)
 
     async def update(self, container_id: str, resources: JsonObject) -> None:
         """Change the limits of a container; `resources` is an OCI LinuxResources object."""
-        await run_checked(
-            self._command("update", "--resources", "-", container_id),
-            what=f"update the resources of container {container_id}",
-            stdin=json.dumps(resources).encode(),
-        )
+        what = f"update the resources of container {container_id}"
+        document = json.dumps(resources).encode()
+        await self._must(what, "update", "--resources", "-", container_id, stdin=document)
 
     async def status(self, container_id: str) -> str:
         """The runtime's word for the container's state; "" if it does not know it."""
@@ -124,7 +122,13 @@ class Handler:
         if not (self.root / container_id).exists():
             return
         words = ("delete", "--force") if force else ("delete",)
-        await run_checked(self._command(*words, container_id), what=f"delete container {container_id}")
+        await self._must(f"delete container {container_id}", *words, container_id)
+
+    async def _must(self, what: str, *words: str, stdin: bytes | None = None) -> None:
+        """Run a command of the runtime. Raises Failed("cannot <what>: <what the runtime said>")."""
+        done = await run(self._command(*words), stdin=stdin)
+        if done.code:
+            raise Failed(f"cannot {what}: {runtime_words(done.message)}")
 
     def exec_command(self, container_id: str, process: Path, pid_file: Path) -> list[str]:
         """The command that runs a further process (an OCI process object) in the container and leaves it to us."""
@@ -175,10 +179,10 @@ def _created_pid(launch: Launch, line: bytes, complaints: Path) -> int:
     if pid > 0:
         return pid
     cause = message.strip() or complaints.read_text(errors="replace").strip() or "conmon ended without a word"
-    raise Failed(f"cannot create container {launch.name}: {_runtime_words(cause)}")
+    raise Failed(f"cannot create container {launch.name}: {runtime_words(cause)}")
 
 
-def _runtime_words(text: str) -> str:
+def runtime_words(text: str) -> str:
     """The message inside the log line the runtime wrote (runc: `level=error msg="…"`), else the text."""
     with contextlib.suppress(ValueError):
         _, found, quoted = text.rpartition('msg="')

@@ -29,7 +29,7 @@ def parse_signal(text: str) -> int:
 def of_cri(value: Signal) -> int:
     """The number of a CRI signal; 0 for SIGNAL_RUNTIME_DEFAULT. Raises InvalidArgument for one the CRI lacks."""
     name = value.name
-    if name is None:
+    if not name:
         raise InvalidArgument(f"cannot stop containers with signal {int(value)}: the CRI has no such value")
     name = name.removeprefix("SIGNAL_").replace("MINUS", "-").replace("PLUS", "+")
     return 0 if name == "RUNTIME_DEFAULT" else parse_signal(name)

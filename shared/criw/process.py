@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from criw.errors import DeadlineExceeded, Failed, FailedPrecondition
+from criw.errors import DeadlineExceeded, FailedPrecondition
 from criw.locks import run_to_end
 
 _MESSAGE_LIMIT: Final = 2000
@@ -80,16 +80,6 @@ async def run(
             if pipe is not None:
                 pipe.close()
     return Completed(process.returncode, said.result(), complained.result())
-
-
-async def run_checked(
-    argv: Sequence[str], *, what: str, stdin: bytes | None = None, timeout_s: float = 60.0
-) -> Completed:
-    """As `run`; raises Failed("cannot <what>: <what the program said>") if it does not exit with 0."""
-    done = await run(argv, stdin=stdin, timeout_s=timeout_s)
-    if done.code:
-        raise Failed(f"cannot {what}: {done.message}")
-    return done
 
 
 def _start(

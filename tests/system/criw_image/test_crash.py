@@ -78,7 +78,8 @@ async def test_pulls_killed_at_any_moment() -> None:
             await asyncio.sleep(random.uniform(0, 0.12))
             await agent.crew.kill("image")
             _, *kept = await asyncio.gather(*pulls, return_exceptions=True)  # the first is also removed
-            await asyncio.gather(removal, return_exceptions=True)
+            (removed,) = await asyncio.gather(removal, return_exceptions=True)
+            assert all(isinstance(result, (str, *GONE)) for result in (*kept, removed or ""))
             acknowledged |= {image_id for image_id in kept if isinstance(image_id, str)}
             await agent.crew.start("image")
             listed = {image.id for image in await agent.all()}

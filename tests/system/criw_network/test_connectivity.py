@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from support.crew import Crew
+from support.crew import Crew, running_crew
 from support.network import (
     HOST,
     NetworkClient,
@@ -75,8 +75,6 @@ async def test_a_pod_cannot_reach_the_hosts_loopback(crew: Crew, network: Networ
 
 
 async def test_two_crews_do_not_disturb_each_other(crew: Crew, network: NetworkClient) -> None:
-    from support.crew import running_crew
-
     pod = await network.attach()
     async with running_crew(["network"]) as other:
         neighbours = NetworkClient(other)

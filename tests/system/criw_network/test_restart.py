@@ -19,7 +19,6 @@ from support import host
 from support.crew import Crew, running_crew
 from support.network import HOST, NetworkClient, ask_tcp, elements, left_by_pods, tcp_server
 
-
 ROUNDS = 12
 
 

@@ -1,0 +1,173 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
+from criw_supervisor import processes
+from criw_supervisor.processes import command_line, kill_family, send_signal, start_time, wait_adopted
+
+NO_PID = 2**22 + 1  # above the kernel's highest
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def wait_for_text(path: Path, lines: int) -> list[str]:
+    """What a process has written, as soon as it is so many lines."""
+    until = time.monotonic() + 10
+    while True:
+        found = path.read_text().split("\n")[:-1] if path.exists() else []
+        if len(found) >= lines:
+            return found
+        assert time.monotonic() < until, found
+        time.sleep(0.005)
+
+
+def test_a_process_is_told_by_its_start_time() -> None:
+    ours = start_time(os.getpid())
+    assert ours > 0
+    assert start_time(NO_PID) == 0
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert start_time(child.pid) == 0  # a zombie
+    assert command_line(child.pid) == []
+    child.wait()
+
+
+def test_a_command_line_with_odd_words() -> None:
+    odd = ["sleep", "600", "a b", "", "ŵ", os.fsdecode(b"\xff")]
+    child = subprocess.Popen(["sh", "-c", "read x", *odd[2:]], stdin=subprocess.PIPE)
+    assert command_line(child.pid) == ["sh", "-c", "read x", *odd[2:]]
+    child.communicate()
+    assert command_line(NO_PID) == []
+
+
+def test_a_signal_reaches_the_process_that_is_meant() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    started = start_time(child.pid)
+    assert not send_signal(child.pid, started + 1, signal.SIGKILL)  # another had this pid
+    assert child.poll() is None
+    assert send_signal(child.pid, started, signal.SIGTERM)
+    assert child.wait() == -signal.SIGTERM
+    assert not send_signal(child.pid, started, signal.SIGKILL)
+    assert not send_signal(NO_PID, 1, signal.SIGKILL)
+
+
+def test_signalling_leaves_no_descriptor() -> None:
+    before = descriptors()
+    send_signal(os.getpid(), start_time(os.getpid()) + 1, signal.SIGKILL)
+    send_signal(NO_PID, 1, signal.SIGKILL)
+    assert descriptors() == before
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    processes.become_subreaper()
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)  # other tests' orphans are none of ours
+
+
+FAMILY = """
+import os, sys, time
+def tell(what):
+    with open(sys.argv[1], "a") as file: file.write(f"{os.getpid()}\\n")
+tell("leader")
+if os.fork() == 0:                      # a child
+    tell("child")
+    if os.fork() == 0:                  # a grandchild in a session of its own
+        os.setsid()
+        tell("grandchild")
+        if os.fork() == 0:              # whose child has lost it
+            os.setpgid(0, 0)
+            tell("orphan to be")
+            time.sleep(600)
+        time.sleep(600)
+    time.sleep(600)
+if os.fork() == 0:                      # one whose parent is gone, in the leader's session
+    if os.fork() == 0:
+        tell("orphan")
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+time.sleep(600)
+"""
+
+
+def test_a_command_is_killed_with_all_it_started(tmp_path: Path) -> None:
+    bystander = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    told = tmp_path / "pids"
+    leader = subprocess.Popen([sys.executable, "-c", FAMILY, str(told)], start_new_session=True)
+    pids = [int(line) for line in wait_for_text(told, 5)]
+    kill_family(leader.pid)
+    assert leader.wait() == -signal.SIGKILL
+    assert [pid for pid in pids if start_time(pid)] == []
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_a_leader_that_has_ended_does_not_save_its_children(tmp_path: Path) -> None:
+    told = tmp_path / "pids"
+    script = 'sleep 600 & echo $! >> "$1"'
+    leader = subprocess.Popen(["sh", "-c", script, "sh", str(told)], start_new_session=True)
+    leader.wait()
+    (pid,) = (int(line) for line in wait_for_text(told, 1))
+    assert start_time(pid)
+    kill_family(leader.pid)
+    assert start_time(pid) == 0
+
+
+def test_nothing_to_kill_is_a_success() -> None:
+    kill_family(NO_PID)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137), ("kill -15 $$", 143)]
+)
+async def test_an_adopted_process_tells_its_code(script: str, code: int, tmp_path: Path, subreaper: None) -> None:
+    told, gate = tmp_path / "pid", tmp_path / "gate"
+    gate.touch()
+    child = tmp_path / "child.sh"
+    child.write_text(f"while test -e {gate}; do sleep 0.01; done\n{script}\n")
+    parent = subprocess.Popen(["sh", "-c", f"sh {child} & echo $! > {told}"])
+    parent.wait()  # so that the child is left to us
+    waiting = asyncio.create_task(wait_adopted(int(wait_for_text(told, 1)[0])))
+    await asyncio.sleep(0)
+    gate.unlink()
+    assert await asyncio.wait_for(waiting, 10) == code
+
+
+async def test_giving_up_the_wait_leaves_no_descriptor() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    before = descriptors()
+    waiting = asyncio.create_task(wait_adopted(child.pid))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert descriptors() == before
+    child.kill()
+    child.wait()
+
+
+async def test_strays_are_reaped_and_what_is_awaited_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.02)
+    stray = os.fork()
+    if stray == 0:
+        os._exit(0)
+    reaping = asyncio.create_task(processes.reap_strays())
+    done = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.2; exit 3")
+    assert await done.wait() == 3
+    until = time.monotonic() + 5
+    while Path(f"/proc/{stray}").exists():
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    reaping.cancel()
