@@ -9,7 +9,6 @@ are made and ListContainers is timed.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import sys
@@ -20,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
 from grpclib.const import Cardinality
 
 from criw.rpc import Channel
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--logs", default="", metavar="DIR", help="where the containers' logs go (default: none)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    timings = asyncio.run(
+    timings = uvloop.run(
         measure(options.endpoint, options.image, lives=options.lives, list_of=options.list, log_directory=options.logs)
     )
     summary = timings.summary()

@@ -16,6 +16,7 @@ from criw.rpc import Codec
 
 PAUSE_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline
+_GRANULARITY_NS: Final = 100_000_000
 _WINDOW: Final = 16 * 1024 * 1024
 _SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
 
@@ -45,6 +46,8 @@ class Instances:
         self._agent = agent
         self._directory = directory
         self._known: dict[Path, Instance] = {}
+        self._leaving: list[Instance] = []  # their sockets are gone, their last calls for us are not
+        self._seen_ns = 0  # when the directory had last changed as we read it
 
     async def connected(self, *, until: float | None) -> Instance:
         """The least busy instance, connected. Waits for one that is restarting, until the monotonic time `until`.
@@ -69,15 +72,28 @@ class Instances:
             await asyncio.sleep(PAUSE_S)
 
     def _by_load(self) -> list[Instance]:
+        self._look()
+        return sorted(self._known.values(), key=lambda instance: (instance.running, instance.taken))
+
+    def _look(self) -> None:
+        """Learn which sockets are there, if any came or went since the last look: one stat(2) a call else."""
+        try:
+            changed_ns = self._directory.stat().st_mtime_ns
+        except FileNotFoundError:
+            changed_ns = -1
+        if changed_ns == self._seen_ns:
+            return
         there = set(self._directory.glob("*.sock"))
-        for path in [path for path in self._known if path not in there]:
-            if not self._known[path].running:
-                self._known.pop(path).channel.close()
-        for path in there - self._known.keys():
+        for path in self._known.keys() - there:
+            self._leaving.append(self._known.pop(path))
+        for path in sorted(there - self._known.keys()):
             self._known[path] = Instance(Channel(path=str(path), codec=Codec(), config=_SETTINGS))
-        alive = [self._known[path] for path in sorted(there)]
-        return sorted(alive, key=lambda instance: (instance.running, instance.taken))
+        for instance in [one for one in self._leaving if not one.running]:
+            self._leaving.remove(instance)
+            instance.channel.close()
+        # A change within the clock's granularity of our look would be missed: look again until it is past.
+        self._seen_ns = changed_ns if time.time_ns() - changed_ns > _GRANULARITY_NS else 0
 
     def close(self) -> None:
-        for instance in self._known.values():
+        for instance in (*self._known.values(), *self._leaving):
             instance.channel.close()

@@ -3,12 +3,23 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Protocol
 
+from criw.config import Config
 from criw.kernel import mounts_below
-from support.crew import Crew
 
 
-def processes(crew: Crew) -> list[str]:
+class Traced(Protocol):
+    """What is asked about: a crew, or one that runs in another process."""
+
+    directory: Path
+    config: Config
+
+    @property
+    def cgroup_parent(self) -> str: ...
+
+
+def processes(crew: Traced) -> list[str]:
     """Living processes that were started with a path of the crew (conmon, the runtime, agents); zombies are gone."""
     mark = os.fsencode(crew.directory)
     found = []
@@ -24,18 +35,17 @@ def processes(crew: Crew) -> list[str]:
     return found
 
 
-def mounts(crew: Crew) -> list[str]:
+def mounts(crew: Traced) -> list[str]:
     return [f"mount {point}" for point in mounts_below(crew.directory)]
 
 
-def cgroups(crew: Crew) -> list[str]:
-    """Cgroups below the crew's parent, in every hierarchy (v1) or the one (v2)."""
-    name = crew.cgroup_parent.lstrip("/")
+def cgroups(crew: Traced) -> list[str]:
+    """The crew's parent cgroup and those below it, in every hierarchy (v1) or the one (v2)."""
     roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
-    return [f"cgroup {root / name}" for root in roots if (root / name).is_dir()]
+    return [f"cgroup {below}" for root in roots for below, _, _ in os.walk(root / crew.cgroup_parent.lstrip("/"))]
 
 
-def links(crew: Crew) -> list[str]:
+def links(crew: Traced) -> list[str]:
     """The crew's bridge and what hangs on it."""
     bridge = crew.config.network.bridge
     found = []
@@ -46,12 +56,12 @@ def links(crew: Crew) -> list[str]:
     return found
 
 
-def rules(crew: Crew) -> list[str]:
+def rules(crew: Traced) -> list[str]:
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     return [f"nftables {line}" for line in tables.splitlines() if crew.config.network.bridge in line]
 
 
-def files(crew: Crew) -> list[str]:
+def files(crew: Traced) -> list[str]:
     """State that belongs to a pod, a container or an image. Locks, databases and empty directories may stay."""
     kept = (".lock", ".db", ".db-wal", ".db-shm", ".sock")
     found = []
@@ -60,6 +70,6 @@ def files(crew: Crew) -> list[str]:
     return found
 
 
-def contents(crew: Crew) -> list[str]:
+def contents(crew: Traced) -> list[str]:
     """Everything above; images are expected to have been removed by the test that pulled them."""
     return [*processes(crew), *mounts(crew), *cgroups(crew), *links(crew), *rules(crew), *files(crew)]

@@ -1,8 +1,10 @@
 """What a start finds: after a stop, a kill, a reboot, and among things nobody knows."""
 
 import asyncio
+import fcntl
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -115,6 +117,17 @@ async def test_a_kill_during_an_unpacking_leaves_nothing(storage: Storage) -> No
     await storage.crew.start("storage")
     assert storage.workers() == []
     assert storage.directories() == []
+
+
+async def test_a_start_waits_for_a_worker_of_the_killed_agent(storage: Storage) -> None:
+    await storage.crew.stop("storage")
+    with (storage.state / "unpack.lock").open() as held:  # as such a worker holds it
+        fcntl.flock(held, fcntl.LOCK_EX)
+        starting = asyncio.create_task(storage.crew.start("storage"))
+        inode = os.fstat(held.fileno()).st_ino
+        await until(lambda: re.search(f"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()) is not None)
+        assert not starting.done()
+    await starting
 
 
 async def test_a_client_whose_agent_is_killed_gets_its_layer_from_the_next(storage: Storage) -> None:

@@ -215,6 +215,23 @@ def test_symbolic_links_are_followed_inside_the_root_only(root: Path, target: st
     assert [path.read_text() for path in inside] == ["inside"]
 
 
+def test_links_among_parents_lead_where_they_would_in_a_container(root: Path) -> None:
+    apply(
+        root,
+        directory("d"),
+        symlink("d/absolute", "/one"),
+        file("d/absolute/file", "x"),
+        symlink("d/relative", "two"),
+        file("d/relative/file", "x"),
+        symlink("d/above", "../../three"),
+        file("d/above/file", "x"),
+        symlink("d/twice", "relative/../absolute/."),
+        file("d/twice/again", "x"),
+    )
+    made = {"one", "one/file", "one/again", "d/two", "d/two/file", "three", "three/file"}
+    assert contents(root) == made | {"d", "d/absolute", "d/relative", "d/above", "d/twice"}
+
+
 def test_a_link_in_the_place_of_a_file_is_replaced_not_written_through(root: Path) -> None:
     outside = os.fspath(root.parent / "outside/secret")
     apply(

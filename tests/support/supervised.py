@@ -1,0 +1,125 @@
+"""A crew whose agents a test kills, starves and has fail: real ones, with a runtime that breaks when it is told to."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from criw import config
+from criw_proto.runtime import v1 as cri
+from support import images
+from support.client import Client
+from support.crew import Crew, running_crew
+from support.registry import running_registry
+
+_RUNTIME = """\
+#!/bin/sh
+# runc, but for the commands that have a file here: it fails, or waits for it to be gone ("hold").
+for word in "$@"; do
+    case $word in
+        create|start|exec|delete|update|state)
+            while test -e {directory}/hold-$word; do sleep 0.01; done
+            if test -e {directory}/fail-$word; then
+                echo 'level=error msg="injected failure of '$word'"' >&2
+                exit 1
+            fi
+            break ;;
+    esac
+done
+exec {runc} "$@"
+"""
+
+
+class Traces:
+    """Where a crew leaves its traces on the host, for `support.host`."""
+
+    def __init__(self, config_path: Path) -> None:
+        self.directory = config_path.parent
+        self.config = config.load(config_path, environ={})
+
+    @property
+    def cgroup_parent(self) -> str:
+        return self.config.supervisor.cgroup_parent
+
+
+class Brittle:
+    """The crew's only runtime handler: runc, until it is told that one of its commands fails or waits."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        self.program = directory / "brittle"
+        self.program.write_text(_RUNTIME.format(directory=directory, runc=shutil.which("runc")))
+        self.program.chmod(0o755)
+
+    @contextlib.contextmanager
+    def failing(self, command: str) -> Iterator[None]:
+        with self._having(f"fail-{command}"):
+            yield
+
+    @contextlib.contextmanager
+    def holding(self, command: str) -> Iterator[None]:
+        with self._having(f"hold-{command}"):
+            yield
+
+    @contextlib.contextmanager
+    def _having(self, name: str) -> Iterator[None]:
+        (self._directory / name).touch()
+        try:
+            yield
+        finally:
+            (self._directory / name).unlink()
+
+
+class Supervised:
+    """`client` talks to the crew's door; `image` is busybox, pulled."""
+
+    def __init__(self, crew: Crew, runtime: Brittle, client: Client, image: str) -> None:
+        self.crew = crew
+        self.runtime = runtime
+        self.client = client
+        self.image = image
+
+    async def kill_supervisor(self) -> None:
+        await self.crew.kill("supervisor")
+
+    async def start_supervisor(self) -> None:
+        await self.crew.start("supervisor")
+
+    @property
+    def run(self) -> Path:
+        """The supervisor's directory in `run`."""
+        return self.crew.config.run_dir("supervisor")
+
+    async def info(self, container_id: str) -> Mapping[str, Any]:
+        """The verbose part of a container's status."""
+        return await info(self.client, container_id)
+
+
+async def info(client: Client, container_id: str) -> Mapping[str, Any]:
+    reply = await client.runtime.container_status(cri.ContainerStatusRequest(container_id=container_id, verbose=True))
+    found: Mapping[str, Any] = json.loads(reply.info["info"])
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIterator[Supervised]:
+    """A crew with everything removed at the end through the CRI, and nothing left on the host."""
+    runtime = Brittle(directory / "runtime")
+    async with running_registry() as registry:
+        reference = await registry.push("library/busybox:latest", images.busybox())
+        toml = (
+            f'[image.registries."{registry.address}"]\nplain_http = true\n'
+            f'[supervisor.runtimes.brittle]\npath = "{runtime.program}"\n{extra_toml}'
+        )
+        async with running_crew(extra_toml=toml) as crew:
+            client = Client(crew.channel("cri"), crew.directory / "logs", name="own")
+            supervised = Supervised(crew, runtime, client, await client.pull(reference))
+            try:
+                yield supervised
+            finally:
+                await client.remove_all()
+                await client.remove_image(reference)
+                shutil.rmtree(crew.directory / "logs", ignore_errors=True)
