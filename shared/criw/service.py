@@ -61,6 +61,8 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
         settings = config.load(options.config)
         log.setup(f"criw-{agent}", level=settings.log_level, style=settings.log_format)
         uvloop.run(_serve(agent, settings, options.instance, build))
+    except asyncio.CancelledError:
+        logger.info("stopped before it was ready")
     except Fault as err:
         print(f"criw-{agent}: {err}", file=sys.stderr)
         sys.exit(1 if isinstance(err, _PASSING) else EXIT_CONFIG)
@@ -72,9 +74,7 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
 
 async def _serve(agent: AgentName, settings: Config, instance: int, build: Build) -> None:
     manager = os.environ.pop("NOTIFY_SOCKET", "")  # not for our children: runc would wait for the container's READY=1
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _Stop()
     metrics = Metrics(agent)
     readiness = Readiness()
     group = _group_id(settings.group)
@@ -91,6 +91,7 @@ async def _serve(agent: AgentName, settings: Config, instance: int, build: Build
             path = settings.socket(agent, instance)
             with _listening(path, group) as listener:
                 await server.start(sock=listener)
+                stop.started = True
                 gc.collect()
                 gc.freeze()  # what was imported stays: no collection need walk it again
                 await readiness.set(ready=True)
@@ -98,12 +99,28 @@ async def _serve(agent: AgentName, settings: Config, instance: int, build: Build
                 logger.info("ready", extra={"socket": os.fspath(path), "version": __version__})
                 async with asyncio.TaskGroup() as tasks:
                     watchdog = tasks.create_task(_feed_watchdog(manager), name="watchdog")
-                    await stop.wait()
+                    await stop.asked.wait()
                     watchdog.cancel()
                 sd_notify(manager, "STOPPING=1")
                 await readiness.set(ready=False)
                 await server.drain(settings.drain_timeout_s)
     logger.info("stopped")
+
+
+class _Stop:
+    """SIGTERM or SIGINT. Before the process has `started` it gives up at once: recovery may wait long for others."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.started = False
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask)
+
+    def _ask(self) -> None:
+        self.asked.set()
+        if not self.started and self._task is not None:
+            self._task.cancel()
 
 
 def _group_id(name: str) -> int | None:

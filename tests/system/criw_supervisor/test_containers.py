@@ -1,6 +1,8 @@
 """What happens to containers when several things happen to them at once, or in an odd order."""
 
 import asyncio
+import os
+import shutil
 import time
 
 import pytest
@@ -34,7 +36,7 @@ async def until_said(client: Client, pod_id: str, word: str, *, name: str = "mai
 async def test_how_a_container_ends(client: Client, busybox: str, script: str, code: int, reason: str) -> None:
     # In a shell below init: init itself is spared by the kernel from signals of its own namespace.
     before = time.time_ns()
-    container_id = await client.run(await client.run_pod(), busybox, ("sh", "-c", f'sh -c "{script}"; exit $?'))
+    container_id = await client.run(await client.run_pod(), busybox, ("sh", "-c", f"sh -c '{script}'; exit $?"))
     status = await client.exited(container_id)
     assert (status.exit_code, status.reason, status.message) == (code, reason, "")
     assert before <= status.created_at <= status.started_at <= status.finished_at <= time.time_ns()
@@ -58,7 +60,7 @@ async def test_memory_hogs_are_told_from_those_that_are_killed(client: Client, b
     [
         (("no-such-program",), ["no-such-program", "not found"]),
         (("/etc/passwd",), ["/etc/passwd", "permission denied"]),
-        (("/bin",), ["/bin", "directory"]),
+        (("/bin",), ["/bin"]),
     ],
 )
 async def test_a_command_that_cannot_be_run_is_told_and_leaves_nothing(
@@ -75,21 +77,10 @@ async def test_a_command_that_cannot_be_run_is_told_and_leaves_nothing(
     assert host.contents(traces) == before
 
 
-async def test_a_program_of_another_kind_ends_at_once(client: Client, busybox: str) -> None:
-    pod_id = await client.run_pod()
-    maker = await client.run(pod_id, busybox, name="maker")
-    container_id = await client.create(pod_id, busybox, ("/bin/sh", "-c", "exit 126"), name="main")
-    await client.start(container_id)
-    assert (await client.exited(container_id)).exit_code == 126
-    await client.stop(maker)
-
-
 async def test_a_container_that_ended_before_its_start_is_told_so(client: Client, busybox: str) -> None:
     pod_id = await client.run_pod()
     container_id = await client.create(pod_id, busybox)
     pid = (await info(client, container_id))["pid"]
-    import os
-
     os.kill(pid, 9)
     status = await client.exited(container_id)
     assert (status.exit_code, status.started_at) == (137, 0)
@@ -222,12 +213,6 @@ async def test_a_pod_that_is_removed_while_its_container_is_made_leaves_nothing(
 async def test_the_same_request_again_gives_the_same_container(client: Client, busybox: str) -> None:
     pod_id = await client.run_pod()
 
-    def labelled(*names: str) -> object:
-        def change(config: cri.ContainerConfig) -> None:
-            config.labels = dict.fromkeys(names, "x")
-
-        return change
-
     def one(config: cri.ContainerConfig) -> None:
         config.labels = {"a": "1", "b": "2"}
 
@@ -238,7 +223,7 @@ async def test_the_same_request_again_gives_the_same_container(client: Client, b
     assert await client.create(pod_id, busybox, change=other_order) == first
     joined = await asyncio.gather(*(client.create(pod_id, busybox, name="joined") for _ in range(3)))
     assert len(set(joined)) == 1
-    with pytest.raises(GRPCError, match="raise metadata.attempt") as caught:
+    with pytest.raises(GRPCError, match=r"raise metadata\.attempt") as caught:
         await client.create(pod_id, busybox, ("true",), change=one)
     assert caught.value.status is Status.ALREADY_EXISTS
     await client.start(first)
@@ -254,7 +239,7 @@ async def test_the_same_pod_again_gives_the_same_pod(client: Client) -> None:
     again.labels = {"b": "2", "a": "1"}
     assert first == joined == await client.run_pod(again)
     again.hostname = "another"
-    with pytest.raises(GRPCError, match="raise metadata.attempt") as caught:
+    with pytest.raises(GRPCError, match=r"raise metadata\.attempt") as caught:
         await client.run_pod(again)
     assert caught.value.status is Status.ALREADY_EXISTS
     await client.stop_pod(first)
@@ -340,14 +325,4 @@ async def test_a_volume_on_etc_does_not_hide_the_pods_files(client: Client, busy
         )
     finally:
         await client.remove_all()
-        import shutil
-
         shutil.rmtree(volume)
-
-
-async def test_a_number_is_not_taken_for_an_account_of_that_name(client: Client, busybox: str, traces: Traces) -> None:
-    pod_id = await client.run_pod()
-    security = SECURITY(run_as_user=cri.Int64Value(value=1000))
-    container_id = await client.create(pod_id, busybox, security=security)
-    await client.start(container_id)
-    assert (await client.output(container_id, "id", "-u")).strip() == "1000"

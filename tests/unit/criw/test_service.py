@@ -289,6 +289,15 @@ async def test_nobody_is_served_before_the_state_is_recovered(start: Starter, ch
     assert (await tiny.get("/readyz"))[0] == 200
 
 
+async def test_a_signal_ends_a_process_that_is_still_recovering(start: Starter) -> None:
+    tiny = await start(env={"TINY_BUILD": "wait"})
+    await tiny.says("building")
+    tiny.process.send_signal(signal.SIGTERM)
+    code, said = await tiny.end()
+    assert code == 0
+    assert said.splitlines()[-1].endswith("stopped before it was ready")
+
+
 async def test_the_watchdog_is_fed_until_the_end(start: Starter, manager: socket.socket) -> None:
     tiny = await start(env={**notify_to(manager), "WATCHDOG_USEC": "100000"})
     said = [await notification(manager) for _ in range(4)]
