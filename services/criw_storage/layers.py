@@ -155,7 +155,8 @@ class Layers:
                 log.info("attributes of a layer were not kept", extra={"layer": diff_id, "names": unpacked.ignored})
             return unpacked
 
-        return await self.operations.run(f"unpack {diff_id}", lambda: self.make(diff_id, fill))
+        # By blob as well: what is wrong with one pull's blob is not the answer to another's, which waits its turn.
+        return await self.operations.run(f"unpack {diff_id} {blob}", lambda: self.make(diff_id, fill))
 
     async def make(self, name: str, fill: Callable[[Path], Awaitable[Unpacked | None]]) -> Layer:
         """The layer `name`, made by `fill` in an empty directory unless it is there."""

@@ -59,10 +59,10 @@ async def unpack(blob: int, target: Path, diff_id: str, *, lock: int) -> Unpacke
         raise DataLoss(
             f"cannot unpack layer sha256:{diff_id}: its bytes have the digest sha256:{digest}; pull the image again"
         )
-    await asyncio.to_thread(_make_opaque, target, found.get(worker.OPAQUE, []))
+    await asyncio.to_thread(_make_opaque, target, _inside(found.get(worker.OPAQUE, [])))
     return Unpacked(
-        tuple(sorted(found.get(worker.IMPLIED, []))),
-        tuple(sorted(found.get(worker.WHITED, []))),
+        _inside(found.get(worker.IMPLIED, [])),
+        _inside(found.get(worker.WHITED, [])),
         tuple(name.decode(errors="replace") for name in found.get(worker.IGNORED, [])),
     )
 
@@ -116,6 +116,14 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     while await process.stdout.read(_REPORT_LIMIT):
         pass
     await process.wait()
+
+
+def _inside(paths: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The paths, each of which must be one below the layer's root or the root itself."""
+    for path in paths:
+        if path and not {b"", b".", b".."}.isdisjoint(path.split(b"/")):
+            raise Failed(f"cannot believe the worker, which speaks of {path!r} in a layer; look for what broke it")
+    return tuple(sorted(paths))
 
 
 def _broken(code: int, diff_id: str) -> Failed | InvalidArgument:

@@ -4,7 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge
 
 from criw.rpc import Channel, Servable
 from criw.service import Context, run_service
@@ -17,9 +20,11 @@ from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import Agents, Containers
 from criw_supervisor.exec import Execs
 from criw_supervisor.exits import exits
-from criw_supervisor.pod import Container
+from criw_supervisor.index import Index
+from criw_supervisor.pod import Container, Pod
 from criw_supervisor.pods import Pods
 from criw_supervisor.reconcile import Reconcile
+from criw_supervisor.records import ContainerState, PodState
 from criw_supervisor.recover import Recovery
 from criw_supervisor.rpc import RuntimeRpc
 from criw_supervisor.runtime import probe_handlers
@@ -48,6 +53,7 @@ async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
         images = ImagesStub(stack.enter_context(closing(Channel(config.socket("image")))))
         state = State(store, Places(config.run_dir("supervisor")))
         stack.callback(state.monitors.close)
+        _measure(context.metrics.registry, state)
         cgroups = Cgroups()
         handlers = await probe_handlers(section, state.places.run)
         parent = section.cgroup_parent
@@ -106,6 +112,19 @@ class Ends:
                 await self._pods.lose(pod)
         except Exception:  # one container's trouble must not end the watch over the others
             log.exception("cannot record the end of a container", extra={"container": container.id})
+
+
+def _measure(registry: CollectorRegistry, state: State) -> None:
+    pods = Gauge("criw_supervisor_pods", "Pod sandboxes, by state.", ["state"], registry=registry)
+    containers = Gauge("criw_supervisor_containers", "Containers, by state.", ["state"], registry=registry)
+    for pod_state in PodState:
+        pods.labels(pod_state).set_function(partial(_count, state.pods, pod_state))
+    for container_state in ContainerState:
+        containers.labels(container_state).set_function(partial(_count, state.containers, container_state))
+
+
+def _count(index: Index[Pod] | Index[Container], wanted: PodState | ContainerState) -> float:
+    return sum(item.record.state == wanted for item in index)
 
 
 def _host(cgroups: Cgroups, pids_limit: int) -> Host:

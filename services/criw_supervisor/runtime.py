@@ -71,6 +71,7 @@ class Handler:
                     await run(
                         self._conmon_command(launch),
                         env={**os.environ, "_OCI_SYNCPIPE": str(write_end)},
+                        cwd=launch.bundle,  # where it leaves a file if the container runs out of memory
                         pass_fds=[write_end],
                         stdout=asyncio.subprocess.DEVNULL,
                         stderr=stderr.fileno(),

@@ -166,6 +166,8 @@ def _as_status(err: Exception, path: str) -> GRPCError:
     if isinstance(err, OSError):
         err = fault_of_os_error(err) or err
     if isinstance(err, GRPCError):
+        if err.status is Status.UNIMPLEMENTED and not err.message:  # of the generated method nobody has overridden
+            return GRPCError(err.status, f"cannot answer {path.rpartition('/')[2]}: this version does not have it yet")
         return err
     if isinstance(err, Fault):
         log.debug("call refused", extra={"method": path, "code": status_of(err).name, "error": str(err)})

@@ -23,12 +23,12 @@ async def test_a_pod_gets_addresses_routes_and_an_mtu(crew: Crew, network: Netwo
     assert [ip_address(ip) in ip_network(cidr) for ip, cidr in zip(pod.ips, (first, second), strict=True)] == [True] * 2
     (eth0,) = json.loads(pod.run("ip", "-j", "addr", "show", "dev", "eth0").stdout)
     assert eth0["mtu"] == 1500
-    present = {(a["local"], a["prefixlen"]): a for a in eth0["addr_info"] if a["scope"] == "global"}
-    assert set(present) == {(pod.ips[0], 24), (pod.ips[1], 64)}
+    present = {(ip_address(a["local"]), a["prefixlen"]): a for a in eth0["addr_info"] if a["scope"] == "global"}
+    assert set(present) == {(ip_address(pod.ips[0]), 24), (ip_address(pod.ips[1]), 64)}
     assert not any(address.get("tentative") for address in present.values())
     for family, gateway in (("-4", first.replace(".0/24", ".1")), ("-6", second.replace("::/64", "::1"))):
         (route,) = json.loads(pod.run("ip", "-j", family, "route", "show", "default").stdout)
-        assert (route["gateway"], route["dev"]) == (gateway, "eth0")
+        assert (ip_address(route["gateway"]), route["dev"]) == (ip_address(gateway), "eth0")
 
 
 async def test_the_hosts_end_can_be_traced_to_its_pod(crew: Crew, network: NetworkClient) -> None:
