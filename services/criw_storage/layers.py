@@ -135,7 +135,8 @@ class Layers:
     async def unpack(self, diff_id: str, blob: Path, media_type: str) -> Layer:
         """The layer of a diff id (hex), unpacked from `blob` unless it is there. Hold it first.
 
-        A call for a layer that is being unpacked joins. Raises NotFound, InvalidArgument and what `unpack` raises.
+        A call for a layer that is being unpacked joins, or waits and finds it made. Raises NotFound, InvalidArgument
+        and what `unpack` raises.
         """
         if _MEDIA_TYPE.fullmatch(media_type or "tar") is None:
             raise InvalidArgument(

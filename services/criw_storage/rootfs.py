@@ -79,8 +79,9 @@ class RootFilesystems:
         await asyncio.to_thread(self._remove_unknown)
 
     def _remove_unknown(self) -> None:
-        for mount in kernel.mounts_below(self._mounts):
-            if mount != self._mounts and mount.relative_to(self._mounts).parts[0] not in self.records:
+        mounts = self._mounts.resolve()  # as the kernel calls it: /var/run is a link on many hosts
+        for mount in kernel.mounts_below(mounts):
+            if mount != mounts and mount.relative_to(mounts).parts[0] not in self.records:
                 kernel.umount2(mount, flags=kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
         for found in self._mounts.iterdir():
             if found.name not in self.records:
