@@ -79,18 +79,11 @@ def build(
         held=host.held,
     )
     user = _user(security, image, rootfs)
-    nodes = devices.requested(config.devices)
-    if security.privileged:
-        given = {node["path"] for node in nodes}
-        nodes += [node for node in devices.host_devices() if node["path"] not in given]
-    oci_resources = resources.oci(limits)
-    oci_resources["devices"] = devices.rules(nodes, privileged=security.privileged)
-    if host.pids_limit:
-        oci_resources["pids"] = {"limit": host.pids_limit}
+    nodes = _devices(config, privileged=security.privileged)
     section: JsonObject = {
         "cgroupsPath": cgroup,
         "namespaces": _namespaces(pod, options, target_pid, cgroup_v2=host.cgroup_v2, privileged=security.privileged),
-        "resources": oci_resources,
+        "resources": _resources(limits, nodes, host, privileged=security.privileged),
         "devices": devices.oci(nodes),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
@@ -120,10 +113,26 @@ def build(
             mounts.pod_mounts(pod.files, taken, readonly=security.readonly_rootfs),
             mounts.user_mounts(config.mounts),
         ),
-        "annotations": dict(config.annotations),
+        # No annotations: runtimes take orders from some of them, and the request's are the user's.
         "linux": section,
     }
     return ContainerSpec(document, user, limits)
+
+
+def _devices(config: ContainerConfig, *, privileged: bool) -> list[JsonObject]:
+    nodes = devices.requested(config.devices)
+    if privileged:
+        given = {node["path"] for node in nodes}
+        nodes += [node for node in devices.host_devices() if node["path"] not in given]
+    return nodes
+
+
+def _resources(limits: LinuxContainerResources, nodes: list[JsonObject], host: Host, *, privileged: bool) -> JsonObject:
+    result = resources.oci(limits)
+    result["devices"] = devices.rules(nodes, privileged=privileged)
+    if host.pids_limit:
+        result["pids"] = {"limit": host.pids_limit}
+    return result
 
 
 def _refuse_unsupported(

@@ -304,5 +304,5 @@ def test_a_device(make: Make) -> None:
     assert linux["resources"]["devices"][-1] == {"allow": True, "access": "r", "type": "c", "major": 1, "minor": 3}
 
 
-def test_annotations_come_along(make: Make) -> None:
-    assert make(config(annotations={"a": "b"}))["annotations"] == {"a": "b"}
+def test_annotations_of_the_request_do_not_reach_the_runtime(make: Make) -> None:
+    assert "annotations" not in make(config(annotations={"run.oci.handler": "krun"}))
