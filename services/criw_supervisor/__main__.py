@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from criw.errors import Fault
 from criw.rpc import Channel, Servable
 from criw.service import Context, run_service
 from criw.store import open_store
@@ -36,6 +38,7 @@ from criw_supervisor.stats import Stats
 from criw_supervisor.update import Updates
 
 log = logging.getLogger(__name__)
+_RETRY_S: Final = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,6 +113,9 @@ class Ends:
             await self._containers.handle_end(container)
             if container.record.infra and (pod := self._state.pods.get(container.record.pod_id)) is not None:
                 await self._pods.lose(pod)
+        except Fault as err:  # a full disk: it must not be taken for running until somebody stops it
+            log.warning("cannot record the end of a container yet", extra={"id": container.id, "error": str(err)})
+            asyncio.get_running_loop().call_later(_RETRY_S, self._state.monitors.ended.put_nowait, container)
         except Exception:  # one container's trouble must not end the watch over the others
             log.exception("cannot record the end of a container", extra={"container": container.id})
 

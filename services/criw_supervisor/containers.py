@@ -188,6 +188,7 @@ class Containers:
                 "what is left of a container is for the next start to undo",
                 extra={"container": intent.id, "error": str(err)},
             )
+            self._reconcile.request()  # what other agents hold need not wait for it
 
     async def _forget_unfinished(self, handler: Handler, intent: IntentRecord) -> None:
         await take_away(handler, self._cgroups, self._state.places, intent.id, intent.cgroup, ended=False)

@@ -103,6 +103,10 @@ class Execs:
                     await asyncio.wait_for(pipe.ended.wait(), _AFTER_END_S)
                 except TimeoutError:
                     log.debug("an exec left a process that holds its pipe", extra={"container": container.id})
+        except FileNotFoundError as missing:
+            raise FailedPrecondition(
+                f"cannot run a command in container {container.id}: it is being removed"
+            ) from missing
         finally:
             stdout, stderr = out.close(), err.close()
             process_file.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ reads: config.json, and conmon's pid files and sockets.
 """
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from criw.errors import Failed, InvalidArgument, Unavailable
+from criw.kernel import suppress_errno
 from criw_proto.runtime.v1 import ContainerConfig
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
@@ -109,5 +111,6 @@ def _remove_rest(handler: Handler, cgroups: Cgroups, places: Places, container_i
     shutil.rmtree(handler.root / container_id, ignore_errors=True)
     (places.exits / container_id).unlink(missing_ok=True)
     bundle = places.bundle(container_id)
-    if bundle.exists():
-        shutil.rmtree(bundle)
+    while bundle.exists():
+        with suppress_errno(errno.ENOENT, errno.ENOTEMPTY):  # an exec that ends with the container has files in it, too
+            shutil.rmtree(bundle)

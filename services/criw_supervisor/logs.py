@@ -1,6 +1,7 @@
 """Making conmon write a container's log to a new file at the same path, after the kubelet has renamed the old one."""
 
 import asyncio
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -55,10 +56,14 @@ def _is_open(container: Container, path: Path) -> bool:
     try:
         log = path.stat()
         conmon = int((container.bundle / "conmon.pid").read_text())
-        opened = [entry.stat() for entry in Path(f"/proc/{conmon}/fd").iterdir() if entry.exists()]
+        opened = list(Path(f"/proc/{conmon}/fd").iterdir())
     except FileNotFoundError:
         return False
-    return any((one.st_dev, one.st_ino) == (log.st_dev, log.st_ino) for one in opened)
+    for entry in opened:
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.path.samestat(entry.stat(), log):
+                return True
+    return False
 
 
 def _tell(container: Container) -> None:

@@ -155,6 +155,7 @@ class Pods:
             log.warning(
                 "what is left of a pod is for the next start to undo", extra={"pod": intent.id, "error": str(err)}
             )
+            self._reconcile.request()  # what other agents hold need not wait for it
 
     async def _forget_unfinished(self, handler: Handler, intent: IntentRecord) -> None:
         places = self._state.places

@@ -209,7 +209,8 @@ class Handlers:
         name = name or self.default
         if name in self._configured and name not in self.broken:
             return self._configured[name]
-        why = self.broken.get(name, "it is not configured in [supervisor.runtimes]")
+        broken = "; ".join(f"{one}: {why}" for one, why in self.broken.items())
+        why = self.broken.get(name, "it is not configured in [supervisor.runtimes]" if name else broken)
         known = ", ".join(self.working) or "none"
         raise FailedPrecondition(f"cannot use runtime handler {name or '(default)'}: {why}; working handlers: {known}")
 

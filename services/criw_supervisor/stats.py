@@ -1,10 +1,14 @@
 """What pods and containers use: read from their cgroups, the storage agent and the network agent when asked."""
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from criw.kernel import suppress_errno
 from criw.rpc import call
 from criw_proto.criw.network.v1 import NetworkStub, PodStats, StatsRequest
 from criw_proto.criw.storage.v1 import DiskUsage, StorageStub, UsageRequest
@@ -59,7 +63,7 @@ def _read_v1(cgroups: Cgroups, cgroup: str) -> CgroupUsage | None:
         major_page_faults=stat.get("total_pgmajfault", 0),
         memory_limit=limit if limit < 1 << 60 else None,
         swap=int(swap.read_text()) - used if swap.exists() else None,
-        processes=len(cgroups.processes(cgroup)),
+        processes=_processes_below(memory),
     )
 
 
@@ -80,8 +84,16 @@ def _read_v2(cgroups: Cgroups, cgroup: str) -> CgroupUsage | None:
         major_page_faults=stat.get("pgmajfault", 0),
         memory_limit=int(limit) if limit.isdecimal() else None,
         swap=int(swap.read_text()) if swap.exists() else None,
-        processes=len(cgroups.processes(cgroup)),
+        processes=_processes_below(directory),
     )
+
+
+def _processes_below(directory: Path) -> int:
+    count = 0
+    for below, _, _ in os.walk(directory):
+        with suppress_errno(errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):  # it goes away while it is read
+            count += len((Path(below) / "cgroup.procs").read_text().split())
+    return count
 
 
 class Stats:

@@ -105,6 +105,16 @@ async def info(client: Client, container_id: str) -> Mapping[str, Any]:
     return found
 
 
+def complaints(directory: Path) -> list[str]:
+    """Errors the supervisor and the door have logged: what was not foreseen."""
+    return [
+        line
+        for agent in ("supervisor", "cri")
+        for line in (directory / f"{agent}.log").read_text().splitlines()
+        if " ERROR " in line or line.startswith("Traceback")
+    ]
+
+
 @contextlib.asynccontextmanager
 async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIterator[Supervised]:
     """A crew with everything removed at the end through the CRI, and nothing left on the host."""
@@ -112,7 +122,7 @@ async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIter
     async with running_registry() as registry:
         reference = await registry.push("library/busybox:latest", images.busybox())
         toml = (
-            f'[image.registries."{registry.address}"]\nplain_http = true\n'
+            f'drain_timeout_s = 1\n[image.registries."{registry.address}"]\nplain_http = true\n'
             f'[supervisor.runtimes.brittle]\npath = "{runtime.program}"\n{extra_toml}'
         )
         async with running_crew(extra_toml=toml) as crew:
@@ -120,6 +130,7 @@ async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIter
             supervised = Supervised(crew, runtime, client, await client.pull(reference))
             try:
                 yield supervised
+                assert complaints(crew.directory) == []
             finally:
                 await client.remove_all()
                 await client.remove_image(reference)

@@ -12,7 +12,7 @@ import pytest_asyncio
 from criw.rpc import Channel
 from support.client import Client
 from support.node import Node, running_node
-from support.supervised import Supervised, Traces, running_supervised
+from support.supervised import Supervised, Traces, complaints, running_supervised
 
 _numbers = itertools.count()
 
@@ -23,6 +23,7 @@ def node() -> Iterator[Node]:
         pytest.skip("needs root: it runs containers")
     with running_node() as running:
         yield running
+        assert complaints(Path(running.config).parent) == []
 
 
 @pytest_asyncio.fixture

@@ -4,11 +4,14 @@ import asyncio
 import os
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from criw import kernel
 from criw_proto.runtime import v1 as cri
 from support import host
 from support.client import Client
@@ -326,3 +329,73 @@ async def test_a_volume_on_etc_does_not_hide_the_pods_files(client: Client, busy
     finally:
         await client.remove_all()
         shutil.rmtree(volume)
+
+
+async def test_a_terminal_and_an_open_input(client: Client, busybox: str) -> None:
+    def having(**fields: bool) -> Callable[[cri.ContainerConfig], None]:
+        def change(config: cri.ContainerConfig) -> None:
+            for name, value in fields.items():
+                setattr(config, name, value)
+
+        return change
+
+    pod_id = await client.run_pod()
+    script = "test -t 0 && test -t 1 && echo a terminal; exit 0"
+    terminal = await client.create(pod_id, busybox, ("sh", "-c", script), name="terminal", change=having(tty=True))
+    await client.start(terminal)
+    await client.exited(terminal)
+    assert [line.split(" ", 3)[1:] for line in client.log(pod_id, "terminal")] == [["stdout", "F", "a terminal"]]
+    closed = await client.run(pod_id, busybox, ("cat",), name="closed")
+    assert (await client.exited(closed)).exit_code == 0
+    still = await client.create(pod_id, busybox, ("cat",), name="open", change=having(stdin=True))
+    await client.start(still)
+    assert (await client.exec(still, "true")).exit_code == 0
+    assert (await client.status(still)).state is State.CONTAINER_RUNNING
+
+
+async def test_a_privileged_container_may_do_what_others_may_not(client: Client, busybox: str) -> None:
+    pod_id = await client.run_pod()
+    plain = await client.run(pod_id, busybox, name="plain")
+    privileged = await client.create(pod_id, busybox, name="privileged", security=SECURITY(privileged=True))
+    await client.start(privileged)
+    for script in (
+        "mkdir -p /m && mount -t tmpfs none /m",
+        "mkdir -p /c && mknod /c/mem c 1 1 && dd if=/c/mem of=/dev/null bs=1 count=1",
+        "test -w /sys/fs/cgroup && test -e /dev/loop-control",
+    ):
+        assert (await client.exec(plain, "sh", "-c", script)).exit_code != 0, script
+    assert (await client.exec(privileged, "sh", "-c", "mkdir -p /m && mount -t tmpfs none /m")).exit_code == 0
+    assert (await client.exec(privileged, "test", "-e", "/dev/null")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("propagation", "inwards", "outwards"),
+    [
+        (cri.MountPropagation.PROPAGATION_PRIVATE, False, False),
+        (cri.MountPropagation.PROPAGATION_HOST_TO_CONTAINER, True, False),
+        (cri.MountPropagation.PROPAGATION_BIDIRECTIONAL, True, True),
+    ],
+)
+async def test_mounts_propagate_as_asked(
+    client: Client, busybox: str, tmp_path: Path, propagation: cri.MountPropagation, inwards: bool, outwards: bool
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    kernel.mount("tmpfs", shared, fstype="tmpfs")
+    try:
+        kernel.mount("none", shared, flags=kernel.MS_SHARED)
+        for name in ("host", "container"):
+            (shared / name).mkdir()
+        mount = cri.Mount(container_path="/shared", host_path=str(shared), propagation=propagation)
+        pod_id = await client.run_pod()
+        container_id = await client.create(pod_id, busybox, mounts=[mount], security=SECURITY(privileged=True))
+        await client.start(container_id)
+        kernel.mount("tmpfs", shared / "host", fstype="tmpfs")
+        (shared / "host" / "word").touch()
+        script = "mount -t tmpfs none /shared/container && touch /shared/container/word; ls /shared/host"
+        assert ("word" in await client.output(container_id, "sh", "-c", script)) is inwards
+        assert (shared / "container" / "word").exists() is outwards
+        await client.remove_pod(pod_id)
+    finally:
+        for point in kernel.mounts_below(shared):
+            kernel.umount2(point, flags=kernel.MNT_DETACH)

@@ -1,14 +1,18 @@
 """A pod or container that cannot be made leaves the host as it was, whichever step fails, and says why."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from criw import kernel
 from criw.config import AgentName
 from criw_proto.runtime import v1 as cri
 from support import host
@@ -330,3 +334,61 @@ async def test_what_an_agent_that_went_away_holds_is_given_back_when_it_is_back(
     async with asyncio.timeout(20):
         while held(own) != before:
             await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def small_state(own: Supervised) -> AsyncIterator[Path]:
+    """The supervisor with its state on a small file system; the file that fills it."""
+    state = own.crew.config.state_dir("supervisor")
+    await own.crew.stop("supervisor")
+    with contextlib.ExitStack() as undo:
+        kept = undo.enter_context(tempfile.TemporaryDirectory())
+        shutil.copytree(state, kept, dirs_exist_ok=True)
+        kernel.mount("tmpfs", state, fstype="tmpfs", data="size=512k")
+        undo.callback(kernel.umount2, state, flags=kernel.MNT_DETACH)
+        shutil.copytree(kept, state, dirs_exist_ok=True)
+        await own.start_supervisor()
+        yield state / "filler.db"  # `support.host` takes it for state
+        await own.client.remove_all()
+        await own.crew.stop("supervisor")
+    await own.start_supervisor()
+
+
+def fill(path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+async def test_a_full_disk_is_told_and_leaves_nothing(own: Supervised) -> None:
+    client = own.client
+    async with small_state(own) as filler:
+        pod_id = await client.run_pod()
+        container_id = await client.create(pod_id, own.image, ("sh", "-c", "exit 6"))
+        before = held(own)
+        fill(filler)
+        full = []
+        for attempt in (client.run_pod(), client.create(pod_id, own.image, name="other")):
+            with pytest.raises(GRPCError, match="no space left") as caught:
+                await attempt
+            full.append(caught.value.status)
+        assert full == [Status.RESOURCE_EXHAUSTED] * 2
+        assert held(own) == before
+        filler.unlink()
+        await client.start(container_id)
+        assert (await client.exited(container_id)).exit_code == 6
+
+
+async def test_an_exit_that_could_not_be_saved_is_known_later(own: Supervised) -> None:
+    client = own.client
+    async with small_state(own) as filler:
+        pod_id = await client.run_pod()
+        container_id = await client.run(pod_id, own.image)
+        fill(filler)
+        os.kill((await own.info(container_id))["pid"], 9)
+        async with asyncio.timeout(20):
+            while "cannot record the end" not in own.crew.log_path("supervisor").read_text():
+                await asyncio.sleep(0.05)
+        filler.unlink()
+        status = await client.exited(container_id)
+        assert (status.exit_code, status.reason) == (137, "Error")

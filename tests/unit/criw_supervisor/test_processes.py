@@ -43,9 +43,11 @@ def test_a_process_is_told_by_its_start_time() -> None:
 
 
 def test_a_command_line_with_odd_words() -> None:
-    odd = ["sleep", "600", "a b", "", "ŵ", os.fsdecode(b"\xff")]
-    child = subprocess.Popen(["sh", "-c", "read x", *odd[2:]], stdin=subprocess.PIPE)
-    assert command_line(child.pid) == ["sh", "-c", "read x", *odd[2:]]
+    odd = ["a b", "", "ŵ", os.fsdecode(b"\xff")]
+    child = subprocess.Popen(["sh", "-c", "echo; read x", *odd], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()  # it runs, so that exec is done with its arguments
+    assert command_line(child.pid) == ["sh", "-c", "echo; read x", *odd]
     child.communicate()
     assert command_line(NO_PID) == []
 

@@ -105,7 +105,7 @@ def test_a_request_gets_a_handler_that_works(tmp_path: Path) -> None:
 
 def test_without_a_working_handler_the_default_is_refused(tmp_path: Path) -> None:
     handlers = Handlers({"runc": handler(tmp_path)}, {"runc": "it is broken"}, "")
-    with pytest.raises(FailedPrecondition, match=r"\(default\).*working handlers: none"):
+    with pytest.raises(FailedPrecondition, match=r"\(default\): runc: it is broken; working handlers: none"):
         handlers.get("")
 
 
