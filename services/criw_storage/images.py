@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from criw.locks import KeyedLocks, Operations
 from criw.store import Record, Store
 from criw_storage import chain
 from criw_storage.layers import Layers
+from criw_storage.view import is_opaque
 
 _DIFF_ID: Final = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -119,19 +120,19 @@ class Images:
                 continue
             if b"" not in seams.implied:
                 root = name
-            plan = await asyncio.to_thread(chain.plan, below, self._layers.path(name), seams.implied, seams.whited)
-            if plan:
-                patch = chain.patch_name(seen[:number])
-                self._layers.hold([patch])
-                undo.push_async_callback(self._layers.release, [patch])
-                await self._layers.make(patch, partial(_fill, plan))
-                stack.append(patch)
+            patch = await asyncio.to_thread(chain.plan, below, self._layers.path(name), seams.implied, seams.whited)
+            if patch:
+                above = chain.patch_name(seen[:number])
+                self._layers.hold([above])
+                undo.push_async_callback(self._layers.release, [above])
+                await self._layers.make(above, partial(_fill, patch))
+                stack.append(above)
         return Image(id=image_id, layers=names, stack=tuple(stack), root=root)
 
     def _visible(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Without those below a layer whose root is opaque: overlayfs does not look at this mark of a root."""
         for number in range(len(names) - 1, 0, -1):
-            if chain.is_opaque(self._layers.path(names[number])):
+            if is_opaque(self._layers.path(names[number])):
                 return names[number:]
         return names
 
@@ -152,8 +153,8 @@ def _unfilled(image_id: str) -> Image:
     return Image(id=image_id, layers=(), stack=(), root="")
 
 
-async def _fill(plan: Mapping[str, Path], directory: Path) -> None:
-    await asyncio.to_thread(chain.build, directory, plan)
+async def _fill(patch: chain.Patch, directory: Path) -> None:
+    await asyncio.to_thread(chain.build, directory, patch)
 
 
 def _name_of(diff_id: str) -> str:

@@ -160,7 +160,10 @@ class Layers:
         return await self.operations.run(f"unpack {diff_id} {blob}", lambda: self.make(diff_id, fill))
 
     async def make(self, name: str, fill: Callable[[Path], Awaitable[Unpacked | None]]) -> Layer:
-        """The layer `name`, made by `fill` in an empty directory unless it is there."""
+        """The layer `name`, made by `fill` in an empty directory unless it is there.
+
+        If `fill` returns None it is a patch, whose files are other layers' and take no space of its own.
+        """
         async with self._making.hold(name):
             if (layer := self.records.get(name)) is not None:
                 return layer
@@ -172,7 +175,8 @@ class Layers:
                 # A whole layer at once: an fsync for each of its files would take many times as long. Meanwhile its
                 # size is counted, which costs processor time only.
                 measured, _ = await asyncio.gather(
-                    asyncio.to_thread(measure, fresh), asyncio.to_thread(kernel.syncfs, fresh)
+                    asyncio.to_thread(measure, fresh, files=unpacked is not None),
+                    asyncio.to_thread(kernel.syncfs, fresh),
                 )
                 # After a power failure the rename may be undone, but never half done; then the record is dropped.
                 fresh.rename(self.path(name))

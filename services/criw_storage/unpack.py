@@ -15,13 +15,13 @@ from typing import Final
 from criw import kernel
 from criw.errors import DataLoss, Failed, InvalidArgument, ResourceExhausted
 from criw_storage import worker
+from criw_storage.view import make_opaque
 
 _START: Final = "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2 : 2 + n]; " + (
     "from criw_storage.worker import main; main(sys.argv[2 + n :])"
 )
 _REPORT_LIMIT: Final = 32 * 1024 * 1024  # bytes: the names of a few hundred thousand directories
 _UNLIMITED: Final = 2**62
-_OPAQUE: Final = "trusted.overlay.opaque"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _make_opaque(target: Path, paths: Sequence[bytes]) -> None:
         for path in paths:
             directory = kernel.open_beneath(root, path or b".")
             try:
-                os.setxattr(directory, _OPAQUE, b"y")
+                make_opaque(directory)
             finally:
                 os.close(directory)
     finally:

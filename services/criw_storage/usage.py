@@ -24,11 +24,12 @@ class Measured(NamedTuple):
     inodes: int
 
 
-def measure(directory: Path) -> Measured:
-    """Disk space and inodes of a tree, hard links counted once. A container may be changing it meanwhile.
+def measure(directory: Path, *, files: bool = True) -> Measured:
+    """Disk space and inodes of a tree, hard links counted once; without `files`, of its directories only.
 
-    So directories are opened from the top each time, through no symbolic link; what vanishes is not counted, and
-    neither is what lies deeper than a path can be long. Raises OSError if the tree itself is not there.
+    A container may be changing it meanwhile. So directories are opened from the top each time, through no symbolic
+    link; what vanishes is not counted, and neither is what lies deeper than a path can be long. Raises OSError if the
+    tree itself is not there.
     """
     timestamp_ns = time.time_ns()
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -40,6 +41,8 @@ def measure(directory: Path) -> Measured:
             for path, found in _items(root, todo.pop()):
                 if stat.S_ISDIR(found.st_mode):
                     todo.append(path)
+                elif not files:
+                    continue
                 elif found.st_nlink > 1:
                     if found.st_ino in linked:
                         continue

@@ -134,6 +134,52 @@ async def test_implied_directories_look_like_those_below(storage: Storage) -> No
         assert (root / "srv/www/page").read_text() == "x"
 
 
+async def test_files_below_a_link_of_the_base_go_where_it_leads(storage: Storage) -> None:
+    base = layer(
+        directory("usr"), directory("usr/bin", 0o711), file("usr/bin/sh", "sh"), directory("usr/lib64"),
+        symlink("bin", "usr/bin"), symlink("lib64", "/usr/lib64"),
+    )  # fmt: skip
+    tool = layer(file("bin/tool", b"x" * 1_000_000, 0o755), file("bin/deep/file", "x"))
+    library, removal = layer(file("lib64/x", "x")), layer(whiteout("bin/tool"))
+    async with storage.mounted(base, tool, library) as root:
+        assert ((root / "bin").readlink(), (root / "lib64").readlink()) == (Path("usr/bin"), Path("/usr/lib64"))
+        assert {path.name for path in (root / "bin").iterdir()} == {"sh", "tool", "deep"}
+        assert owner_and_mode(root / "usr/bin") == (0, 0, 0o711)
+        assert (root / "usr/bin/tool").read_bytes() == b"x" * 1_000_000
+        assert (root / "usr/lib64/x").read_text() == "x"
+        with (root / "bin/tool").open("ab") as tool_file:  # copied up, so that the layer keeps its own
+            tool_file.write(b"more")
+        async with storage.mounted(base, tool, library, removal) as other:
+            assert {path.name for path in (other / "bin").iterdir()} == {"sh", "deep"}
+            assert (other / "bin").is_symlink()
+            assert not (other / "usr/bin/tool").exists()
+        async with storage.mounted(tool) as other:  # the same layer, with nothing below
+            assert (other / "bin/tool").stat().st_size == 1_000_000
+        assert (root / "bin/tool").stat().st_size == 1_000_004
+        await storage.crew.kill("storage")
+        await storage.crew.start("storage")
+        assert (root / "usr/bin/tool").stat().st_size == 1_000_004
+
+
+async def test_second_names_of_files_take_no_space(storage: Storage) -> None:
+    base = layer(directory("usr/bin"), symlink("bin", "usr/bin"))
+    tool = layer(file("bin/tool", b"x" * 1_000_000))
+    plain = await storage.add(tool)
+    before = await storage.usage()
+    await storage.add(base, tool)
+    after = await storage.usage()
+    assert before.images is not None
+    assert after.images is not None
+    patch = next((storage.state / "layers").glob("patch-*"))
+    assert (patch / "usr/bin/tool").stat().st_nlink == 2
+    # Four of the base, its root included, and the three directories of the patch.
+    assert after.images.inodes_used - before.images.inodes_used == 7
+    assert after.images.used_bytes - before.images.used_bytes < 100_000
+    await storage.remove_image(plain)
+    assert (patch / "usr/bin/tool").stat().st_nlink == 2  # the layer is still there
+    await storage.remove_all()
+
+
 async def test_a_layer_is_shared_and_only_patched_where_chains_differ(storage: Storage) -> None:
     shared = layer(file("d/shared", "x"))
     ordinary, special = layer(directory("d")), layer(directory("d", 0o700))

@@ -21,6 +21,8 @@ def test_blocks_and_inodes_are_counted_and_hard_links_once(tmp_path: Path) -> No
     assert measured.inodes == len(counted)
     assert measured.size_bytes == sum(path.lstat().st_blocks * 512 for path in counted)
     assert 100_000 <= measured.size_bytes < 1_000_000
+    alone = measure(tree, files=False)
+    assert (alone.inodes, alone.size_bytes) == (3, sum(path.lstat().st_blocks * 512 for path in counted[:3]))
 
 
 def test_what_is_deeper_than_a_path_can_say_is_left_out(tmp_path: Path) -> None:
