@@ -15,7 +15,8 @@ from criw.kernel import prctl
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_REAP_INTERVAL_S: Final = 10.0
+_REAP_INTERVAL_S: Final = 0.5
+_PATIENCE: Final = 20  # looks
 _KILL_LIMIT_S: Final = 5.0
 _KILL_PAUSE_S: Final = 0.002
 
@@ -123,24 +124,43 @@ async def wait_adopted(pid: int) -> int:
     return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
 
 
-def _zombie_children() -> set[int]:
-    found: set[int] = set()
+def _zombie_children() -> dict[int, bool]:
+    """Our zombies, and whether each lived in a PID namespace below ours."""
+    children: set[int] = set()
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found.update(int(pid) for pid in (thread / "children").read_text().split())
-    return {pid for pid in found if start_time(pid) == 0}
+            children.update(int(pid) for pid in (thread / "children").read_text().split())
+    return {pid: _is_nested(pid) for pid in children if start_time(pid) == 0}
+
+
+def _is_nested(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return len(line.split()) > 2
+    return False
+
+
+def _has_zombies() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 async def reap_strays() -> None:
     """Reap, for ever, the zombies nobody awaits: conmons, and what runtimes left behind.
 
-    A zombie that somebody awaits is gone within milliseconds, so one that is seen twice belongs to nobody.
+    A zombie that somebody awaits is gone within a few turns of the loop, so one that is seen again belongs to nobody.
+    Those of containers are reaped as soon as that is known: the init of a PID namespace cannot end before they are
+    (pid_namespaces(7)). With the others, which may be programs of our own, there is time to be sure.
     """
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     while True:
         await asyncio.sleep(_REAP_INTERVAL_S)
-        zombies = await asyncio.to_thread(_zombie_children)
-        for pid in zombies & seen:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 — WNOHANG
-        seen = zombies - seen
+        nested = await asyncio.to_thread(_zombie_children) if _has_zombies() else {}
+        seen = {pid: seen.get(pid, 0) + 1 for pid in nested}
+        for pid, times in seen.items():
+            if times > (1 if nested[pid] else _PATIENCE):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 — WNOHANG

@@ -26,6 +26,10 @@ for word in "$@"; do
                 echo 'level=error msg="injected failure of '$word'"' >&2
                 exit 1
             fi
+            if test -e {directory}/deny-$word; then
+                {runc} "$@"
+                exit 1
+            fi
             break ;;
     esac
 done
@@ -63,6 +67,12 @@ class Brittle:
     @contextlib.contextmanager
     def holding(self, command: str) -> Iterator[None]:
         with self._having(f"hold-{command}"):
+            yield
+
+    @contextlib.contextmanager
+    def denying(self, command: str) -> Iterator[None]:
+        """The command does its work and says that it failed."""
+        with self._having(f"deny-{command}"):
             yield
 
     @contextlib.contextmanager

@@ -271,6 +271,17 @@ async def test_a_runtime_that_cannot_delete_does_not_lose_the_exit(own: Supervis
     await client.remove(container_id)
 
 
+async def test_a_process_nobody_knows_of_does_not_keep_a_container_alive(own: Supervised) -> None:
+    client = own.client
+    container_id = await client.run(await client.run_pod(), own.image)
+    with own.runtime.denying("exec"), pytest.raises(GRPCError, match="cannot run a command"):
+        await client.exec(container_id, "sleep", "6001")
+    assert "sleep 6001" in await client.output(container_id, "ps", "-o", "args")
+    async with asyncio.timeout(5):  # its zombie is the supervisor's, and init cannot end before it is reaped
+        await client.stop(container_id)
+    assert (await client.status(container_id)).exit_code == 137
+
+
 async def test_a_pod_needs_catatonit_only_for_a_shared_pid_namespace(own: Supervised, tmp_path: Path) -> None:
     client, programs = own.client, tmp_path / "programs"
     programs.mkdir()

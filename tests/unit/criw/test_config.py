@@ -155,6 +155,7 @@ def test_every_problem_is_told_at_once(main: Path) -> None:
         ("[network]\nmtu = 70000", "network.mtu"),
         ('[supervisor]\ncgroup_parent = "criw"', "supervisor.cgroup_parent"),
         ('[supervisor]\ncgroup_parent = "/a/../.."', "supervisor.cgroup_parent"),
+        ('[supervisor]\ncgroup_parent = "//"', "supervisor.cgroup_parent"),
         ('[supervisor]\ndefault_runtime = "kata"', "supervisor.default_runtime"),
         ("[supervisor.runtimes.kata]\nargs = []", "supervisor.runtimes.kata.path"),
         ("[supervisor]\npids_limit = -1", "supervisor.pids_limit"),

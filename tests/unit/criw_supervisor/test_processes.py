@@ -160,16 +160,44 @@ async def test_giving_up_the_wait_leaves_no_descriptor() -> None:
     child.wait()
 
 
+async def reaped(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.01)
+
+
 async def test_strays_are_reaped_and_what_is_awaited_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.02)
+    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.01)
     stray = os.fork()
     if stray == 0:
         os._exit(0)
     reaping = asyncio.create_task(processes.reap_strays())
     done = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.2; exit 3")
     assert await done.wait() == 3
-    until = time.monotonic() + 5
-    while Path(f"/proc/{stray}").exists():
-        assert time.monotonic() < until
-        await asyncio.sleep(0.01)
+    await reaped(stray)
+    reaping.cancel()
+
+
+@pytest.mark.root
+async def test_strays_of_a_pid_namespace_are_reaped_without_delay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, subreaper: None
+) -> None:
+    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.01)
+    monkeypatch.setattr(processes, "_PATIENCE", 10**9)
+    ours = os.fork()
+    if ours == 0:
+        os._exit(0)
+    gate, told = tmp_path / "gate", tmp_path / "pid"
+    gate.touch()
+    script = f"while test -e {gate}; do sleep 0.01; done"
+    parent = subprocess.Popen(["unshare", "--pid", "--fork", "sh", "-c", f"echo up > {told}; {script}"])
+    wait_for_text(told, 1)
+    (stray,) = (int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+    parent.kill()
+    parent.wait()
+    reaping = asyncio.create_task(processes.reap_strays())
+    gate.unlink()
+    await reaped(stray)
+    assert Path(f"/proc/{ours}").exists()
+    os.waitpid(ours, 0)
     reaping.cancel()
