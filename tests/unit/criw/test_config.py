@@ -211,3 +211,7 @@ def test_paths_and_addresses_of_the_agents(main: Path) -> None:
     assert (got.socket("cri"), got.socket("image", 2)) == (Path("/u/criw.sock"), Path("/u/image/2.sock"))
     assert got.http_address("storage", 2) == ("::1", 92)
     assert got.http_address("image", 2) == ("h", 0)  # any free port, for every instance
+
+
+def test_the_shipped_configuration_is_the_default() -> None:
+    assert (Path(__file__).parents[3] / "deploy" / "criw.toml").read_text() == config.default_toml()
