@@ -60,7 +60,7 @@ class Claims:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
-            pass
+            pass  # somebody holds it, or has just deleted it: it is not ours
         os.close(descriptor)
         return None
 
