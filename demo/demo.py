@@ -25,7 +25,7 @@ from typing import Final
 import aiohttp
 
 from criw import kernel
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.runtime.v1 import (
     ContainerConfig,
     ContainerMetadata,

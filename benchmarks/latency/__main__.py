@@ -22,7 +22,7 @@ from typing import TypeVar
 import uvloop
 from grpclib.const import Cardinality
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.runtime import v1 as cri
 
 T = TypeVar("T")

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, closing
 
 from criw.config import AgentName
-from criw.rpc import Channel, Servable
+from criw.rpc.client import Channel
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw_cri.forward import Forwarder
 from criw_cri.instances import Instances

@@ -14,7 +14,7 @@ from grpclib.exceptions import StreamTerminatedError
 
 from criw.config import AgentName
 from criw.errors import DeadlineExceeded, Unavailable
-from criw.rpc import never_begun
+from criw.rpc.client import never_begun
 from criw_cri.instances import PAUSE_S, Instance, Instances
 from criw_cri.routes import Route
 

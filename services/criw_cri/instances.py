@@ -12,7 +12,7 @@ from grpclib.client import Channel
 from grpclib.config import Configuration
 
 from criw.errors import PermissionDenied, Unavailable
-from criw.rpc import Codec
+from criw.rpc.codec import Codec
 
 PAUSE_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline

@@ -9,7 +9,7 @@ from grpclib.const import Cardinality, Handler
 
 from criw import __version__
 from criw.errors import Fault, Unavailable
-from criw.rpc import Channel, call
+from criw.rpc.client import Channel, call
 from criw_cri.forward import Forwarder
 from criw_cri.routes import Route
 from criw_proto.criw.network.v1 import NetworkStub

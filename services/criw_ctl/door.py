@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.config import AgentName, Config
 from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.runtime.v1 import ImageServiceStub, RuntimeServiceStub
 
 Q = TypeVar("Q", bound=betterproto2.Message)

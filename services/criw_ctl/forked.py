@@ -24,6 +24,7 @@ from criw.config import AgentName
 SHARED: Final = (
     "criw.locks",
     "criw.process",
+    "criw.rpc.client",
     "criw.service",  # asyncio, uvloop, grpclib, aiohttp, prometheus_client and pydantic with it
     "criw.store",
     "criw_proto.criw.image.v1",

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from criw.config import Config
 from criw.errors import Failed, NotFound
-from criw.rpc import watch
+from criw.rpc.client import watch
 from criw_ctl.door import Door, ask, channel_to
 from criw_ctl.tables import short, size
 from criw_proto.criw.image.v1 import ImagesStub, LayerProgress, LayerState, PullRequest

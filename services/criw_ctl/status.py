@@ -9,7 +9,7 @@ from typing import Final
 
 from criw.config import AGENTS, AgentName, Config
 from criw.errors import Fault, PermissionDenied, Unavailable
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_ctl.door import ask, channel_to, check_socket
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 from criw_proto.runtime.v1 import (

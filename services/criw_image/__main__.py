@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from prometheus_client import Counter, Gauge
 
-from criw.rpc import Channel, Servable
+from criw.rpc.client import Channel
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
 from criw_image.catalogue import Catalogue

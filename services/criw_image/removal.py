@@ -12,7 +12,7 @@ from typing import Final
 
 from criw.errors import Fault
 from criw.locks import run_to_end
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_image.catalogue import Catalogue
 from criw_image.claims import Claims
 from criw_proto.criw.storage.v1 import ListImagesRequest, RemoveImageRequest, StorageStub

@@ -8,7 +8,8 @@ from typing import Final
 from grpclib.const import Handler
 
 from criw.errors import InvalidArgument, Unavailable
-from criw.rpc import call, serialized
+from criw.rpc.client import call
+from criw.rpc.server import serialized
 from criw_image.catalogue import Catalogue, ImageRecord, cri_image
 from criw_image.joined import JoinedPulls
 from criw_image.manifest import chain_id

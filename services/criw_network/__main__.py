@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 
-from criw.rpc import Servable
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
 from criw_network.addresses import parse_ranges

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
-from criw.rpc import Servable
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
 from criw_storage.images import Images

@@ -11,7 +11,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Gauge
 
 from criw.errors import Fault
-from criw.rpc import Channel, Servable
+from criw.rpc.client import Channel
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
 from criw_proto.criw.image.v1 import ImagesStub

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from criw.errors import Fault
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.network.v1 import DetachRequest, ListRequest, NetworkStub
 from criw_proto.criw.storage.v1 import ListRootfsRequest, RemoveRootfsRequest, StorageStub
 from criw_supervisor.state import State

@@ -12,7 +12,8 @@ from grpclib.const import Handler as RpcHandler
 from criw import __version__
 from criw.config import SupervisorSection
 from criw.errors import InvalidArgument
-from criw.rpc import call, serialized
+from criw.rpc.client import call
+from criw.rpc.server import serialized
 from criw_proto.criw.network.v1 import NetworkStub, UpdateConfigRequest
 from criw_proto.runtime import v1 as cri
 from criw_supervisor import logs

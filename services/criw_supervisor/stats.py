@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from criw.kernel import suppress_errno
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.network.v1 import NetworkStub, PodStats, StatsRequest
 from criw_proto.criw.storage.v1 import DiskUsage, StorageStub, UsageRequest
 from criw_proto.runtime import v1 as cri

@@ -25,7 +25,7 @@ from criw.config import AgentName, Config
 from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.health import HealthRpc, Readiness, http_app
 from criw.metrics import Metrics
-from criw.rpc import Servable, Server
+from criw.rpc.server import Servable, Server
 
 logger = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG

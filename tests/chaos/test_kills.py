@@ -13,7 +13,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.config import AGENTS, AgentName
 from criw.kernel import mounts_below
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.criw.network.v1 import ListRequest, NetworkStub
 from criw_proto.criw.storage.v1 import ListRootfsRequest, StorageStub
 from criw_proto.runtime import v1 as cri

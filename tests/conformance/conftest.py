@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.runtime import v1 as cri
 from support.client import Client
 from support.node import Node, running_node

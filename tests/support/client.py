@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.runtime import v1 as cri
 
 LIMIT_S: Final = 60.0

@@ -16,7 +16,7 @@ from typing import Final
 
 from criw import config
 from criw.config import AGENTS, AgentName, Config
-from criw.rpc import Channel, call
+from criw.rpc.client import Channel, call
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 
 ROOT: Final = Path(__file__).parents[2]

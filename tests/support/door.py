@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from criw.config import AgentName
-from criw.rpc import Channel, Servable
+from criw.rpc.client import Channel
+from criw.rpc.server import Servable
 from criw_cri.forward import Forwarder
 from criw_cri.instances import Instances
 from criw_cri.merged import Merged

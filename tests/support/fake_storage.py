@@ -14,7 +14,8 @@ import zstandard
 
 from criw.errors import DataLoss, FailedPrecondition, Fault, NotFound
 from criw.metrics import Metrics
-from criw.rpc import Channel, Server
+from criw.rpc.client import Channel
+from criw.rpc.server import Server
 from criw_proto.criw.storage.v1 import (
     CommitImageRequest,
     CommitImageResponse,

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.criw.storage import v1 as storage
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthStub
 from criw_proto.runtime import v1 as cri

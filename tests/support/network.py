@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from criw import kernel
 from criw.ids import new_id
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.network.v1 import (
     AttachRequest,
     DetachRequest,

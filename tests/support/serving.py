@@ -7,8 +7,11 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+from grpclib.const import Cardinality
+
 from criw.metrics import Metrics
-from criw.rpc import Servable, Server
+from criw.rpc.client import Channel
+from criw.rpc.server import Servable, Server
 from criw_proto.criw.network.v1 import (
     AttachRequest,
     AttachResponse,
@@ -75,3 +78,12 @@ async def serving(
         finally:
             await server.drain(0.1)
             path.unlink()
+
+
+async def raw_call(channel: Channel, method: str, request: bytes) -> bytes:
+    """Call `method` with bytes, which need not be a message."""
+    async with channel.request(method, Cardinality.UNARY_UNARY, bytes, bytes) as stream:
+        await stream.send_message(request, end=True)
+        reply = await stream.recv_message()
+        assert reply is not None
+        return reply

@@ -13,7 +13,7 @@ import aiohttp
 import zstandard
 
 from criw.ids import new_id
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.storage.v1 import (
     CommitImageRequest,
     CreateRootfsRequest,

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw_proto.criw.image import v1 as own
 from criw_proto.runtime.v1 import AuthConfig
 from support import images

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from criw.ids import new_id
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.network.v1 import StatsRequest
 from support.crew import Crew
 from support.network import NetworkClient, Place, ask_udp, udp_server

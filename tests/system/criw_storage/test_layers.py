@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from criw.errors import DataLoss, Fault, InvalidArgument, NotFound
-from criw.rpc import call
+from criw.rpc.client import call
 from criw_proto.criw.storage.v1 import UnpackLayerRequest
 from support import images
 from support.images import Compression, Entry, directory, file, hard_link, layer, opaque, symlink, tar_of, whiteout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from support.client import Client
 from support.node import Node, running_node
 from support.supervised import Supervised, Traces, complaints, running_supervised

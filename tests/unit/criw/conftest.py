@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 
 
 @pytest.fixture

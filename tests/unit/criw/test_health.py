@@ -12,7 +12,7 @@ from criw import __version__
 from criw.errors import NotFound
 from criw.health import HealthRpc, Readiness, http_app
 from criw.metrics import Metrics
-from criw.rpc import Channel, call, watch
+from criw.rpc.client import Channel, call, watch
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 from support.serving import serving
 

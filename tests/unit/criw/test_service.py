@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from criw import __version__, config
 from criw.config import Config
-from criw.rpc import Channel, call
+from criw.rpc.client import Channel, call
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 from support.crew import free_port, python_environment

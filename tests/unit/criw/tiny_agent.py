@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Collection
 
 from criw import errors
-from criw.rpc import Servable
+from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from support.serving import Scripted
 

@@ -23,7 +23,7 @@ from criw.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from criw.rpc import Channel
+from criw.rpc.client import Channel
 from criw.store import Store, open_store
 from criw_image.catalogue import Catalogue, ImageRecord
 from criw_image.claims import Claims

@@ -1,44 +1,31 @@
-"""gRPC over unix sockets: what every server does around a call, and how one agent calls another.
+"""What every server does around a call.
 
-Servers: errors become statuses here and nowhere else, each call is counted and timed, and a caller must be root, the
-process's own user, or in the socket's group. Clients wait for an agent that is restarting, within the deadline.
+Errors become statuses here and nowhere else, each call is counted and timed, and a caller must be root, the process's
+own user, or in the socket's group.
 """
 
 import asyncio
 import logging
-import os
-import socket
-import struct
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
 
 import betterproto2
-import grpclib.client
 import grpclib.server
-from betterproto2.grpclib.grpclib_client import ServiceStub
-from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from h2.errors import ErrorCodes
 
-from criw.errors import DeadlineExceeded, Fault, PermissionDenied, Unavailable, fault_of, fault_of_os_error, status_of
+from criw.errors import Fault, fault_of_os_error, status_of
 from criw.metrics import Metrics
+from criw.rpc.codec import SETTINGS, Codec
+from criw.rpc.peers import may_use
 
 log = logging.getLogger(__name__)
 
-_CONNECT_PAUSE_S: Final = 0.02
-_SO_PEERGROUPS: Final = 59
-_OPTION_LIMIT: Final = 1024  # bytes of a socket option Python reads: 256 groups
-_WINDOW: Final = 16 * 1024 * 1024  # one reply of the kubelet's largest size without waiting for window updates
-_SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
-
 Q = TypeVar("Q", bound=betterproto2.Message)
-A = TypeVar("A", bound=betterproto2.Message)
 ServerStream = grpclib.server.Stream[Any, Any]
 
 
@@ -46,23 +33,6 @@ class Servable(Protocol):
     """A gRPC service: what the generated …Base classes are."""
 
     def __mapping__(self) -> Mapping[str, Handler]: ...
-
-
-class Codec(CodecBase):
-    """Protobuf messages, and bytes that are serialised already: those pass as they are, in both directions."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: betterproto2.Message | bytes, message_type: type[betterproto2.Message | bytes]) -> bytes:
-        return message if isinstance(message, bytes) else bytes(message)
-
-    def decode(self, data: bytes, message_type: type[betterproto2.Message | bytes]) -> betterproto2.Message | bytes:
-        if issubclass(message_type, bytes):
-            return data
-        try:
-            return message_type.parse(data)
-        except Exception as err:  # betterproto2 raises many kinds for bytes that are no message
-            raise GRPCError(Status.INVALID_ARGUMENT, f"cannot read the request as a {message_type.__name__}") from err
 
 
 def serialized(path: str, request: type[Q], answer: Callable[[Q], Awaitable[bytes]]) -> Mapping[str, Handler]:
@@ -154,12 +124,6 @@ async def _refuse(stream: ServerStream) -> None:
     stream._cancel_done = True  # noqa: SLF001
 
 
-def never_begun(err: Exception) -> bool:
-    """Whether a call broke because a stopping process refused it: then any call may be repeated."""
-    # grpclib tells the code in the text of the error only.
-    return isinstance(err, StreamTerminatedError) and str(err).endswith(f"error_code: {ErrorCodes.REFUSED_STREAM:d}")
-
-
 def _as_status(err: Exception, path: str) -> GRPCError:
     while isinstance(err, ExceptionGroup):  # of a TaskGroup: its first error is the cause, others follow from it
         err = err.exceptions[0]
@@ -208,30 +172,13 @@ class _CheckedProtocol(H2Protocol):
             transport.close()
 
 
-def may_use(peer: socket.socket, group: int | None) -> bool:
-    """Whether the process at the other end is root, our own user, or in `group` (SO_PEERCRED, SO_PEERGROUPS).
-
-    Of a process with more than 256 groups only the primary one counts.
-    """
-    _pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid in {0, os.geteuid()} or gid == group:
-        return True
-    if group is None:
-        return False
-    try:
-        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_LIMIT)
-    except OSError:  # ERANGE: more groups than fit
-        return False
-    return group in struct.unpack(f"{len(raw) // 4}i", raw)
-
-
 class Server(grpclib.server.Server):
     """Serves on a listening unix socket. `group` may use it besides root."""
 
     def __init__(self, services: Collection[Servable], metrics: Metrics, *, group: int | None) -> None:
         self.in_flight = InFlight()
         instrumented = [_Instrumented(service, metrics, self.in_flight) for service in services]
-        super().__init__(instrumented, codec=Codec(), config=_SETTINGS)
+        super().__init__(instrumented, codec=Codec(), config=SETTINGS)
         self._mapping = _Methods(self._mapping)
         self._group = group
         self._connections: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
@@ -257,87 +204,3 @@ class Server(grpclib.server.Server):
         for protocol in self._connections:
             protocol.connection.close()
         await self.wait_closed()
-
-
-class Channel(grpclib.client.Channel):
-    """A client's connection to one socket, which waits for the agent behind it to come (back) up.
-
-    How long is decided by the deadline of the call that wants the connection.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path=os.fspath(path), codec=Codec(), config=_SETTINGS)
-        self._where = path
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection now."""
-        return bool(self._connected)
-
-    async def _create_connection(self) -> H2Protocol:
-        while True:
-            try:
-                return await super()._create_connection()
-            except (ConnectionError, FileNotFoundError, BlockingIOError):  # the last: its queue is full
-                await asyncio.sleep(_CONNECT_PAUSE_S)
-            except PermissionError as err:
-                raise PermissionDenied(
-                    f"cannot use {self._where}: only root and the socket's group may; become one of them"
-                ) from err
-
-
-async def call(
-    method: Callable[..., Coroutine[Any, Any, A]], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent"
-) -> A:
-    """Call an idempotent method of another agent through its generated stub; repeated if the agent dies meanwhile.
-
-    Raises the agent's own fault; Unavailable if it cannot be reached, DeadlineExceeded if it was reached but did not
-    answer, within `timeout_s`.
-    """
-    until = time.monotonic() + timeout_s
-    caller = asyncio.current_task()
-    assert caller is not None
-    cancellations = caller.cancelling()
-    while True:
-        left = max(until - time.monotonic(), 0.001)
-        # In a task of its own, because grpclib wakes a waiting call by cancelling its task and never takes that back.
-        attempt = asyncio.create_task(method(request, timeout=left), name=f"call {agent}")
-        try:
-            return await attempt
-        except GRPCError as err:
-            if err.status is Status.DEADLINE_EXCEEDED and not err.message:
-                _out_of_time(method, agent, timeout_s, err)
-            raise fault_of(err) from err
-        except (TimeoutError, StreamTerminatedError, ConnectionError) as err:
-            if caller.cancelling() > cancellations:  # we were cancelled in the same moment
-                raise asyncio.CancelledError from err
-            if isinstance(err, TimeoutError):
-                _out_of_time(method, agent, timeout_s, err)
-            if time.monotonic() >= until:
-                raise Unavailable(f"cannot reach {agent}: the connection broke") from err
-        await asyncio.sleep(_CONNECT_PAUSE_S)
-
-
-def _out_of_time(method: Callable[..., object], agent: str, timeout_s: float, cause: Exception) -> NoReturn:
-    stub = getattr(method, "__self__", None)
-    if isinstance(stub, ServiceStub) and isinstance(stub.channel, Channel) and stub.channel.connected:
-        raise DeadlineExceeded(f"cannot get an answer from {agent} within {timeout_s:g} s") from cause
-    raise Unavailable(f"cannot reach {agent} within {timeout_s:g} s; is it running?") from cause
-
-
-async def watch(
-    method: Callable[..., AsyncIterator[A]], request: Q, *, agent: str = "the agent"
-) -> AsyncGenerator[A, None]:
-    """The messages of a streaming method, its errors as faults. Not repeated when the agent dies: Unavailable."""
-    try:
-        async for message in method(request):
-            yield message
-    except GRPCError as err:
-        raise fault_of(err) from err
-    except TimeoutError as err:
-        raise DeadlineExceeded(f"cannot wait any longer for {agent}") from err
-    except (StreamTerminatedError, ConnectionError) as err:
-        raise Unavailable(f"cannot reach {agent}: the connection broke") from err

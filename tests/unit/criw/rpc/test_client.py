@@ -1,0 +1,142 @@
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from criw.errors import DeadlineExceeded, NotFound, Unavailable
+from criw.rpc.client import Channel, call, watch
+from criw_proto.criw.image.v1 import ImagesBase, ImagesStub, PullProgress, PullRequest
+from criw_proto.criw.network.v1 import AttachRequest, NetworkStub
+from support.serving import Gate, Scripted, raising, serving
+
+POD = AttachRequest(pod_id="p")
+
+
+async def nothing(_: str) -> None:
+    pass
+
+
+async def test_a_client_waits_for_a_server_that_starts_later(path: Path, channel: Channel) -> None:
+    waiting = asyncio.create_task(call(NetworkStub(channel).attach, POD, timeout_s=10))
+    await asyncio.wait({waiting}, timeout=0.1)
+    assert not waiting.done()
+    async with serving(path, Scripted(nothing)):
+        assert (await waiting).netns_path == "/netns/p"
+
+
+async def test_a_socket_nobody_listens_on_any_more_is_waited_for(path: Path, channel: Channel) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))  # what a killed process leaves: a file, and nobody behind it
+    waiting = asyncio.create_task(NetworkStub(channel).attach(POD, timeout=10))
+    await asyncio.wait({waiting}, timeout=0.1)
+    assert not waiting.done()
+    path.unlink()
+    async with serving(path, Scripted(nothing)):
+        assert (await waiting).netns_path == "/netns/p"
+
+
+async def test_a_call_is_repeated_when_the_server_dies_in_it(path: Path, channel: Channel) -> None:
+    gate = Gate()
+    async with serving(path, Scripted(gate)):
+        waiting = asyncio.create_task(call(NetworkStub(channel).attach, POD, timeout_s=10))
+        await gate.begun.wait()
+    assert gate.cancelled.is_set()
+    second = Scripted(nothing)
+    async with serving(path, second):
+        assert (await waiting).netns_path == "/netns/p"
+    assert second.calls == ["p"]
+
+
+async def test_repeating_leaves_no_cancellation_behind(path: Path, channel: Channel) -> None:
+    """grpclib interrupts a waiting call by cancelling its task; the caller's later timeouts must not mistake that."""
+    gate = Gate()
+
+    async def lose_the_server() -> None:
+        async with serving(path, Scripted(gate)):
+            await gate.begun.wait()
+
+    task = asyncio.current_task()
+    assert task is not None
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(lose_the_server())
+        with pytest.raises(Unavailable):
+            await call(NetworkStub(channel).attach, POD, timeout_s=0.3)
+    assert task.cancelling() == 0
+
+
+async def test_a_deadline_nobody_answers_in_is_unavailable(path: Path, channel: Channel) -> None:
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match=r"^cannot reach criw-network within 0\.2 s"):
+        await call(NetworkStub(channel).attach, POD, timeout_s=0.2, agent="criw-network")
+    assert 0.2 <= asyncio.get_running_loop().time() - started < 2
+
+
+async def test_a_deadline_the_server_exceeds_ends_the_work_there(path: Path, channel: Channel) -> None:
+    gate = Gate()
+    async with serving(path, Scripted(gate)):
+        with pytest.raises(DeadlineExceeded, match=r"^cannot get an answer from criw-network within 0\.2 s"):
+            await call(NetworkStub(channel).attach, POD, timeout_s=0.2, agent="criw-network")
+        await asyncio.wait_for(gate.cancelled.wait(), 5)
+
+
+async def test_an_agent_that_cannot_reach_something_is_not_asked_again(path: Path, channel: Channel) -> None:
+    """Its UNAVAILABLE is an answer, say of a registry that is down; only its own death is waited out."""
+    service = raising(Unavailable("cannot reach the registry"))
+    async with serving(path, service):
+        with pytest.raises(Unavailable, match="registry"):
+            await call(NetworkStub(channel).attach, POD, timeout_s=5)
+    assert service.calls == ["p"]
+
+
+async def test_many_calls_share_a_connection(path: Path, channel: Channel) -> None:
+    async with serving(path, Scripted(nothing)):
+        ids = [f"pod{number}" for number in range(200)]
+        replies = await asyncio.gather(*(call(NetworkStub(channel).attach, AttachRequest(pod_id=i)) for i in ids))
+    assert [reply.netns_path for reply in replies] == [f"/netns/{i}" for i in ids]
+
+
+class Pulls(ImagesBase):
+    def __init__(self, progress: Callable[[], AsyncIterator[PullProgress]]) -> None:
+        self._progress = progress
+
+    async def pull(self, message: PullRequest) -> AsyncIterator[PullProgress]:
+        async for progress in self._progress():
+            yield progress
+
+
+async def test_a_stream_is_watched_to_its_end(path: Path, channel: Channel) -> None:
+    async def progress() -> AsyncIterator[PullProgress]:
+        for number in range(3):
+            yield PullProgress(image_id=str(number))
+
+    async with serving(path, Pulls(progress)):
+        seen = [message.image_id async for message in watch(ImagesStub(channel).pull, PullRequest())]
+    assert seen == ["0", "1", "2"]
+
+
+async def test_a_stream_ends_with_its_fault(path: Path, channel: Channel) -> None:
+    async def progress() -> AsyncIterator[PullProgress]:
+        yield PullProgress(image_id="0")
+        raise NotFound("cannot find it")
+
+    async with serving(path, Pulls(progress)):
+        messages = watch(ImagesStub(channel).pull, PullRequest())
+        assert (await anext(messages)).image_id == "0"
+        with pytest.raises(NotFound, match="cannot find it"):
+            await anext(messages)
+
+
+async def test_a_stream_is_not_repeated_when_the_server_dies(path: Path, channel: Channel) -> None:
+    async def progress() -> AsyncIterator[PullProgress]:
+        yield PullProgress(image_id="0")
+        await asyncio.Event().wait()
+
+    async with serving(path, Pulls(progress)) as server:
+        messages = watch(ImagesStub(channel).pull, PullRequest(), agent="criw-image")
+        assert (await anext(messages)).image_id == "0"
+        await asyncio.wait_for(server.drain(10), 5)  # nor does stopping wait for it
+        with pytest.raises(Unavailable, match="cannot reach criw-image"):
+            await anext(messages)
