@@ -23,6 +23,7 @@ from criw.config import AgentName
 
 SHARED: Final = (
     "criw.locks",
+    "criw.operations",
     "criw.process",
     "criw.rpc.client",
     "criw.service",  # asyncio, uvloop, grpclib, aiohttp, prometheus_client and pydantic with it

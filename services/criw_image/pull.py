@@ -17,7 +17,7 @@ from prometheus_client import Counter
 
 from criw.config import ImageSection
 from criw.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from criw.locks import run_to_end
+from criw.operations import run_to_end
 from criw.rpc.client import call
 from criw_image.catalogue import Catalogue, DocumentsRecord, ImageRecord
 from criw_image.claims import Claims

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from criw.errors import Fault
-from criw.locks import run_to_end
+from criw.operations import run_to_end
 from criw.rpc.client import call
 from criw_image.catalogue import Catalogue
 from criw_image.claims import Claims

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from criw.errors import InvalidArgument
 from criw.ids import is_id
 from criw.kernel import in_fresh_thread
-from criw.locks import KeyedLocks, Operations, run_to_end
+from criw.locks import KeyedLocks
+from criw.operations import Operations, run_to_end
 from criw.store import Record, Store
 from criw_network import netns
 from criw_network.addresses import parse_ranges

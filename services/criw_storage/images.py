@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from criw.errors import FailedPrecondition, InvalidArgument
-from criw.locks import KeyedLocks, Operations
+from criw.locks import KeyedLocks
+from criw.operations import Operations
 from criw.store import Record, Store
 from criw_storage import chain
 from criw_storage.layers import Layers

@@ -24,7 +24,8 @@ from pydantic import ConfigDict
 
 from criw import kernel
 from criw.errors import InvalidArgument, NotFound
-from criw.locks import KeyedLocks, Operations, run_to_end, together
+from criw.locks import KeyedLocks
+from criw.operations import Operations, run_to_end, together
 from criw.store import Record, Store
 from criw_storage.tree import remove_tree
 from criw_storage.unpack import Unpacked, unpack

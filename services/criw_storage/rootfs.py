@@ -12,7 +12,8 @@ from typing import ClassVar, Final
 from criw import kernel
 from criw.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from criw.ids import is_id
-from criw.locks import KeyedLocks, Operations, run_to_end
+from criw.locks import KeyedLocks
+from criw.operations import Operations, run_to_end
 from criw.store import Record, Store
 from criw_storage import overlay
 from criw_storage.images import Images

@@ -13,7 +13,7 @@ from typing import Final
 
 from criw.errors import AlreadyExists, FailedPrecondition, Fault, InvalidArgument, Unavailable
 from criw.ids import new_id
-from criw.locks import Operations, run_to_end, together
+from criw.operations import Operations, run_to_end, together
 from criw.rpc.client import call
 from criw_proto.criw.image.v1 import ImagesStub, InspectRequest, InspectResponse
 from criw_proto.criw.storage.v1 import CreateRootfsRequest, RemoveRootfsRequest, StorageStub

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from criw.errors import DeadlineExceeded, Failed, FailedPrecondition, InvalidArgument, Unavailable
-from criw.locks import run_to_end
+from criw.operations import run_to_end
 from criw.process import Completed, run
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups

@@ -11,7 +11,7 @@ from typing import Final
 from criw import kernel
 from criw.errors import AlreadyExists, Fault, InvalidArgument
 from criw.ids import new_id
-from criw.locks import Operations, run_to_end, together
+from criw.operations import Operations, run_to_end, together
 from criw.rpc.client import call
 from criw_proto.criw.network.v1 import AttachRequest, AttachResponse, DetachRequest, NetworkStub, PortMapping
 from criw_proto.runtime import v1 as cri

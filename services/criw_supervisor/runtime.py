@@ -17,7 +17,7 @@ from typing import Final
 
 from criw.config import Runtime, SupervisorSection
 from criw.errors import Failed, FailedPrecondition, Fault
-from criw.locks import together
+from criw.operations import together
 from criw.process import run
 
 log = logging.getLogger(__name__)

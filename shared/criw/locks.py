@@ -1,15 +1,8 @@
-"""Who may do what at once: a lock per key, and operations that a second caller joins."""
+"""A lock for each thing that one caller at a time may change."""
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final, TypeVar, cast
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-Work = Callable[[], Coroutine[Any, Any, T]]
+from collections.abc import AsyncIterator
 
 
 class KeyedLocks:
@@ -31,65 +24,3 @@ class KeyedLocks:
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, users - 1)
-
-
-class Operations:
-    """Work that outlives its caller, and that a second caller with the same key joins instead of repeating.
-
-    The kubelet gives up after its deadline and asks again with the same metadata while the first request is still
-    running: the retry gets the first one's answer. A caller that goes away cancels nothing.
-    """
-
-    def __init__(self) -> None:
-        self._running: Final[dict[str, asyncio.Task[Any]]] = {}
-
-    async def run(self, key: str, work: Work[T]) -> T:
-        """Start `work` under `key`, or join the one that runs under it, and await its result."""
-        task = self._running.get(key)
-        if task is None:
-            task = asyncio.create_task(work(), name=key)
-            self._running[key] = task
-            task.add_done_callback(self._forget)
-        return cast("T", await asyncio.shield(task))
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        del self._running[task.get_name()]
-        if not task.cancelled() and (err := task.exception()) is not None:
-            # Retrieved here, so that an error whose caller left is told once instead of as "never retrieved".
-            log.debug("operation failed", extra={"operation": task.get_name(), "error": str(err)})
-
-    async def cancel(self) -> None:
-        """Cancel what runs and wait until it has undone itself: for a process that stops."""
-        for task in self._running.values():
-            task.cancel()
-        await self.drain()
-
-    async def drain(self) -> None:
-        """Wait until nothing runs any more."""
-        while self._running:
-            await asyncio.wait(self._running.values())
-
-
-async def run_to_end(work: Coroutine[object, object, None], *, limit_s: float) -> None:
-    """Await `work` even while the caller is being cancelled; then the cancellation goes on.
-
-    Raises TimeoutError after `limit_s` seconds.
-    """
-    task = asyncio.create_task(asyncio.wait_for(work, limit_s), name="cleanup")
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as err:
-            cancelled = err
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    task.result()
-
-
-async def together(*work: Coroutine[object, object, object]) -> None:
-    """Run side by side to the end of each, also when one fails; then raise the first error."""
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome

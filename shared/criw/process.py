@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from criw.errors import DeadlineExceeded, FailedPrecondition
-from criw.locks import run_to_end
+from criw.operations import run_to_end
 
 _MESSAGE_LIMIT: Final = 2000
 _CHUNK: Final = 65536
