@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, closing
 
-from criw.config import AgentName
+from criw.config.common import AgentName
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
 from criw.service import Context, run_service

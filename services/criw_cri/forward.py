@@ -12,7 +12,7 @@ import grpclib.server
 from grpclib.const import Handler
 from grpclib.exceptions import StreamTerminatedError
 
-from criw.config import AgentName
+from criw.config.common import AgentName
 from criw.errors import DeadlineExceeded, Unavailable
 from criw.rpc.client import never_begun
 from criw_cri.instances import PAUSE_S, Instance, Instances

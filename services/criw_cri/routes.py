@@ -6,7 +6,7 @@ from typing import Final
 
 from grpclib.const import Cardinality
 
-from criw.config import AgentName
+from criw.config.common import AgentName
 from criw_proto.runtime.v1 import ImageServiceBase, RuntimeServiceBase
 
 # Methods that only read, and those the CRI declares idempotent.

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from criw import config
-from criw.config import Config
+from criw.config.crew import Config
+from criw.config.document import default_toml
+from criw.config.load import DEFAULT_PATH, load
 from criw.errors import Fault, InvalidArgument
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def complain(message: str) -> None:
 def _options(
     context: typer.Context,
     config_path: Annotated[
-        Path | None, typer.Option("--config", help=f"Configuration file (default: {config.DEFAULT_PATH}).")
+        Path | None, typer.Option("--config", help=f"Configuration file (default: {DEFAULT_PATH}).")
     ] = None,
 ) -> None:
     context.obj = config_path.absolute() if config_path else None
@@ -68,7 +69,7 @@ def _options(
 
 def _settings(context: typer.Context) -> Config:
     try:
-        return config.load(context.obj)
+        return load(context.obj)
     except InvalidArgument as err:
         complain(str(err))
         raise typer.Exit(os.EX_CONFIG) from err
@@ -390,4 +391,4 @@ def check(context: typer.Context) -> None:
 @config_app.command()
 def default() -> None:
     """Print the default configuration, with every key explained."""
-    print(config.default_toml(), end="")
+    print(default_toml(), end="")

@@ -20,7 +20,8 @@ from types import FrameType
 from typing import Final
 
 from criw import kernel
-from criw.config import AGENTS, AgentName, Config
+from criw.config.common import AGENTS, AgentName
+from criw.config.crew import Config
 from criw.errors import FailedPrecondition
 from criw_ctl.forked import fork_agent, import_shared
 

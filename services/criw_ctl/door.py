@@ -10,7 +10,8 @@ from typing import TypeVar
 import betterproto2
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from criw.config import AgentName, Config
+from criw.config.common import AgentName
+from criw.config.crew import Config
 from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
 from criw.rpc.client import Channel
 from criw_proto.runtime.v1 import ImageServiceStub, RuntimeServiceStub

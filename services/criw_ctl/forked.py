@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from criw import kernel
-from criw.config import AgentName
+from criw.config.common import AgentName
 
 SHARED: Final = (
     "criw.locks",

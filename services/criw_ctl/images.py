@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from criw.config import Config
+from criw.config.crew import Config
 from criw.errors import Failed, NotFound
 from criw.rpc.client import watch
 from criw_ctl.door import Door, ask, channel_to

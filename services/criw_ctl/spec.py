@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.config import Config
+from criw.config.crew import Config
 from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import (
     ContainerConfig,

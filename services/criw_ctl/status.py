@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from criw.config import AGENTS, AgentName, Config
+from criw.config.common import AGENTS, AgentName
+from criw.config.crew import Config
 from criw.errors import Fault, PermissionDenied, Unavailable
 from criw.rpc.client import Channel
 from criw_ctl.door import ask, channel_to, check_socket

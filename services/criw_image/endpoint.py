@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from criw import __version__
-from criw.config import ImageSection, Registry
+from criw.config.image import ImageSection, Registry
 from criw.errors import Failed, Fault, NotFound, PermissionDenied
 from criw_image.auth import Challenge, Credentials, parse_challenges
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from prometheus_client import Counter
 
-from criw.config import ImageSection
+from criw.config.image import ImageSection
 from criw.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from criw.operations import run_to_end
 from criw.rpc.client import call

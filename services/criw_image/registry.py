@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import aiohttp
 from yarl import URL
 
-from criw.config import Registry
+from criw.config.image import Registry
 from criw.errors import DataLoss, Failed, Fault
 from criw_image.auth import Credentials, credentials_of
 from criw_image.blob import PartialBlob

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from grpclib.const import Handler as RpcHandler
 
 from criw import __version__
-from criw.config import SupervisorSection
+from criw.config.supervisor import SupervisorSection
 from criw.errors import InvalidArgument
 from criw.rpc.client import call
 from criw.rpc.server import serialized

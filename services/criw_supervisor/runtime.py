@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.config import Runtime, SupervisorSection
+from criw.config.supervisor import Runtime, SupervisorSection
 from criw.errors import Failed, FailedPrecondition, Fault
 from criw.operations import together
 from criw.process import run

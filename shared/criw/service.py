@@ -20,8 +20,10 @@ from typing import Final, TypeAlias
 import uvloop
 from aiohttp import web
 
-from criw import __version__, config, log
-from criw.config import AgentName, Config
+from criw import __version__, log
+from criw.config.common import AgentName
+from criw.config.crew import Config
+from criw.config.load import DEFAULT_PATH, load
 from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.health import HealthRpc, Readiness, http_app
 from criw.metrics import Metrics
@@ -53,12 +55,12 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
     would not change; 1 for everything else.
     """
     parser = argparse.ArgumentParser(prog=f"criw-{agent}", description=f"Criw's {agent} process, version {__version__}")
-    parser.add_argument("--config", type=Path, help=f"configuration file (default: {config.DEFAULT_PATH})")
+    parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH})")
     parser.add_argument("--instance", type=int, default=0, help="number of this instance, where an agent has several")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
     try:
-        settings = config.load(options.config)
+        settings = load(options.config)
         log.setup(f"criw-{agent}", level=settings.log_level, style=settings.log_format)
         uvloop.run(_serve(agent, settings, options.instance, build))
     except asyncio.CancelledError:

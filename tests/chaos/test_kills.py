@@ -11,7 +11,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from criw.config import AGENTS, AgentName
+from criw.config.common import AGENTS, AgentName
 from criw.kernel import mounts_below
 from criw.rpc.client import Channel
 from criw_proto.criw.network.v1 import ListRequest, NetworkStub

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from criw import config
-from criw.config import AGENTS, AgentName, Config
+from criw.config.common import AGENTS, AgentName
+from criw.config.crew import Config
+from criw.config.load import load
 from criw.rpc.client import Channel, call
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 
@@ -52,7 +53,7 @@ class Crew:
         if extra_toml:
             (self.directory / "conf.d").mkdir()
             (self.directory / "conf.d" / "test.toml").write_text(extra_toml)
-        self.config: Config = config.load(self.config_path, environ={})
+        self.config: Config = load(self.config_path, environ={})
         self.processes: dict[AgentName, asyncio.subprocess.Process] = {}
         self._channels: dict[AgentName, Channel] = {}
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from criw.config import AgentName
+from criw.config.common import AgentName
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
 from criw_cri.forward import Forwarder

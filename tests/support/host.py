@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from criw.config import Config
+from criw.config.crew import Config
 from criw.kernel import mounts_below
 
 

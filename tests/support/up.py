@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 
-from criw.config import AGENTS, AgentName
+from criw.config.common import AGENTS, AgentName
 from support.crew import Crew, python_environment
 
 LIMIT_S = 30.0

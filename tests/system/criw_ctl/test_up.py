@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from criw.config import AGENTS, AgentName
+from criw.config.common import AGENTS, AgentName
 from support import host
 from support.crew import Crew, python_environment
 from support.up import LIMIT_S, Up, running_up

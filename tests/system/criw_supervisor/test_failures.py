@@ -13,7 +13,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw import kernel
-from criw.config import AgentName
+from criw.config.common import AgentName
 from criw_proto.runtime import v1 as cri
 from support import host
 from support.client import Client

@@ -15,8 +15,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from criw import __version__, config
-from criw.config import Config
+from criw import __version__
+from criw.config.crew import Config
+from criw.config.load import load
 from criw.rpc.client import Channel, call
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
@@ -70,7 +71,7 @@ class Starter:
         self.config_path.write_text(
             f'root = "{directory}/lib"\nrun = "{directory}/run"\n[network]\nhttp = "127.0.0.1:{free_port()}"\n'
         )
-        self.settings = config.load(self.config_path, {})
+        self.settings = load(self.config_path, {})
         self.socket = self.settings.socket("network")
         self._started: list[asyncio.subprocess.Process] = []
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from criw import config
+from criw.config.crew import Config
+from criw.config.load import load
 from criw_ctl.__main__ import main
 
 
@@ -51,7 +52,7 @@ def test_a_crew_that_does_not_run_is_said_at_once(
     argv: list[str], stale: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     if stale:  # a socket whose process was killed
-        for path in (config.load().socket("cri"), config.load().socket("image")):
+        for path in (load().socket("cri"), load().socket("image")):
             path.parent.mkdir(parents=True, exist_ok=True)
             with socket.socket(socket.AF_UNIX) as left:
                 left.bind(str(path))
@@ -116,7 +117,7 @@ def test_a_good_configuration_is_said_to_be(capsys: pytest.CaptureFixture[str], 
 
 def test_the_default_configuration_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("config", "default") == 0
-    assert config.Config.model_validate(tomllib.loads(capsys.readouterr().out)) == config.Config()
+    assert Config.model_validate(tomllib.loads(capsys.readouterr().out)) == Config()
 
 
 @pytest.mark.parametrize("command", ["up", "status", "pull", "images", "rmi", "run", "pods", "ps", "logs", "exec"])

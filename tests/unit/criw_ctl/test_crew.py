@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from criw.config import Config
+from criw.config.crew import Config
 from criw_ctl import crew
 from criw_ctl.crew import LONGEST_PAUSE_S, Crew, Signals, pause_before_restart
 

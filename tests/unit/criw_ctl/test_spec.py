@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw.config import Config
+from criw.config.crew import Config
 from criw.errors import InvalidArgument
 from criw_ctl import spec
 from criw_proto.runtime.v1 import KeyValue, Mount, PortMapping, Protocol

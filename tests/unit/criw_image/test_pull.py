@@ -12,7 +12,7 @@ import pytest_asyncio
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter
 
-from criw.config import ImageSection, Registry
+from criw.config.image import ImageSection, Registry
 from criw.errors import (
     DataLoss,
     Failed,

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from criw.config import ImageSection, Registry
+from criw.config.image import ImageSection, Registry
 from criw.errors import DataLoss, Failed, NotFound, PermissionDenied
 from criw_image.endpoint import Http, open_http
 from criw_image.manifest import Descriptor

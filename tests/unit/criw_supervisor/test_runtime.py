@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw.config import Runtime, SupervisorSection
+from criw.config.supervisor import Runtime, SupervisorSection
 from criw.errors import Failed, FailedPrecondition
 from criw_supervisor.runtime import Handler, Handlers, Launch, _created_pid, probe_handlers, runtime_words
 

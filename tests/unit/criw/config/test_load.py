@@ -1,12 +1,11 @@
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from criw import config
-from criw.config import Config, Runtime
+from criw.config.crew import Config
+from criw.config.load import load
+from criw.config.supervisor import Runtime
 from criw.errors import InvalidArgument
 
 
@@ -23,18 +22,18 @@ def written(path: Path, text: str) -> Path:
 
 def refusal(path: Path | None, environ: Mapping[str, str] | None = None) -> str:
     with pytest.raises(InvalidArgument, match=r"^cannot ") as caught:
-        config.load(path, environ or {})
+        load(path, environ or {})
     return str(caught.value)
 
 
 def test_the_defaults_need_no_file(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", main)
-    assert config.load(environ={}) == Config()
+    monkeypatch.setattr("criw.config.load.DEFAULT_PATH", main)
+    assert load(environ={}) == Config()
 
 
 def test_the_default_file_is_read_if_it_is_there(main: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", written(main, 'group = "default"'))
-    assert config.load(environ={}).group == "default"
+    monkeypatch.setattr("criw.config.load.DEFAULT_PATH", written(main, 'group = "default"'))
+    assert load(environ={}).group == "default"
 
 
 def test_a_file_that_was_named_must_be_there(main: Path) -> None:
@@ -45,15 +44,15 @@ def test_a_file_that_was_named_must_be_there(main: Path) -> None:
 def test_a_named_file_wins_over_the_variable(main: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other.toml", 'group = "other"')
     written(main, 'group = "main"')
-    assert config.load(environ={"CRIW_CONFIG": str(other)}).group == "other"
-    assert config.load(main, {"CRIW_CONFIG": str(other)}).group == "main"
+    assert load(environ={"CRIW_CONFIG": str(other)}).group == "other"
+    assert load(main, {"CRIW_CONFIG": str(other)}).group == "main"
 
 
 def test_later_sources_win(main: Path) -> None:
     written(main, 'group = "file"\nlog_level = "debug"\nlog_format = "json"\nrun = "/run/file"')
     written(main.parent / "conf.d" / "20.toml", 'group = "second"\nlog_level = "error"')
     written(main.parent / "conf.d" / "10.toml", 'group = "first"\nlog_format = "text"')
-    got = config.load(main, {"CRIW_GROUP": "variable"})
+    got = load(main, {"CRIW_GROUP": "variable"})
     assert (got.group, got.log_level, got.log_format, got.run) == ("variable", "error", "text", Path("/run/file"))
 
 
@@ -61,14 +60,14 @@ def test_drop_ins_are_read_in_the_order_of_their_names(main: Path) -> None:
     for number in (5, 3, 9, 1, 7, 8, 2, 6, 4):
         written(main.parent / "conf.d" / f"{number}.toml", f"drain_timeout_s = {number}")
     written(main.parent / "conf.d" / "99.toml.off", "drain_timeout_s = 99")
-    assert config.load(written(main, ""), {}).drain_timeout_s == 9
+    assert load(written(main, ""), {}).drain_timeout_s == 9
 
 
 def test_tables_are_merged_and_arrays_replaced(main: Path) -> None:
     written(main, '[network]\nbridge = "br7"\npod_cidrs = ["10.1.0.0/16", "fd00::/64"]\n[image.registries."a:5000"]')
     drop_in = '[network]\nmtu = 9000\npod_cidrs = ["10.2.0.0/16"]\n[image.registries."b"]\nplain_http = true'
     written(main.parent / "conf.d" / "x.toml", drop_in)
-    got = config.load(main, {})
+    got = load(main, {})
     assert (got.network.bridge, got.network.mtu, got.network.pod_cidrs) == ("br7", 9000, ("10.2.0.0/16",))
     assert {host: registry.plain_http for host, registry in got.image.registries.items()} == {
         "a:5000": False,
@@ -96,7 +95,7 @@ def test_tables_are_merged_and_arrays_replaced(main: Path) -> None:
     ],
 )
 def test_variables_name_keys_and_sections(name: str, text: str, key: str, value: object, main: Path) -> None:
-    got: object = config.load(written(main, ""), {name: text})
+    got: object = load(written(main, ""), {name: text})
     for part in key.split("."):
         got = getattr(got, part)
     assert got == value
@@ -167,7 +166,7 @@ def test_wrong_values_are_refused_with_their_key(text: str, key: str, main: Path
 
 def test_a_default_runtime_may_be_one_of_those_configured(main: Path) -> None:
     text = '[supervisor]\ndefault_runtime = "kata"\n[supervisor.runtimes.kata]\npath = "/k"'
-    assert config.load(written(main, text), {}).supervisor.default_runtime == "kata"
+    assert load(written(main, text), {}).supervisor.default_runtime == "kata"
 
 
 @pytest.mark.parametrize("content", [b"root = ", b"[a]\n[a]\n", b"\xff\xfe"])
@@ -182,36 +181,3 @@ def test_what_is_no_toml_is_refused_with_its_file(content: bytes, main: Path) ->
 
 def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(tmp_path)
-
-
-def test_the_default_configuration_as_toml_is_the_default_configuration() -> None:
-    text = config.default_toml()
-    assert Config.model_validate(tomllib.loads(text)) == Config()
-    assert "# " in text
-
-
-def test_the_default_toml_names_every_key() -> None:
-    tree = tomllib.loads(config.default_toml())
-    assert tree.keys() == Config.model_fields.keys()
-    for name in config.AGENTS:
-        keys = type(Config().agent(name)).model_fields.keys() - {"registries"}  # empty by default: a comment only
-        assert tree[name].keys() == keys
-    assert "registries" in config.default_toml()
-
-
-def test_a_configuration_cannot_be_changed() -> None:
-    with pytest.raises(ValidationError):
-        Config().network.mtu = 9000
-
-
-def test_paths_and_addresses_of_the_agents(main: Path) -> None:
-    got = config.load(written(main, 'root = "/r"\nrun = "/u"\n[storage]\nhttp = "[::1]:90"\n[image]\nhttp = "h:0"'), {})
-    assert got.state_dir("image") == Path("/r/image")
-    assert got.run_dir("image") == Path("/u/image")
-    assert (got.socket("cri"), got.socket("image", 2)) == (Path("/u/criw.sock"), Path("/u/image/2.sock"))
-    assert got.http_address("storage", 2) == ("::1", 92)
-    assert got.http_address("image", 2) == ("h", 0)  # any free port, for every instance
-
-
-def test_the_shipped_configuration_is_the_default() -> None:
-    assert (Path(__file__).parents[3] / "deploy" / "criw.toml").read_text() == config.default_toml()

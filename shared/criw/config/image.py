@@ -1,0 +1,42 @@
+"""The image agent's section."""
+
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from criw.config.common import AgentSection, Section
+
+
+class Registry(Section):
+    """How one registry is reached."""
+
+    mirrors: tuple[str, ...] = Field(
+        default=(), description="base URLs tried in order before the registry itself, for example http://127.0.0.1:5000"
+    )
+    plain_http: bool = Field(default=False, description="speak HTTP instead of HTTPS to the registry itself")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file with the authorities to trust besides the system's"
+    )
+    username: str = Field(default="", description="used when a pull request brings no credentials")
+    password: str = ""
+
+    @field_validator("mirrors")
+    @classmethod
+    def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} must begin with http:// or https://")
+        return value
+
+
+class ImageSection(AgentSection):
+    """The image agent."""
+
+    http: str = "127.0.0.1:9471"
+    registries: dict[str, Registry] = Field(
+        default_factory=dict, description='by registry host (and port); "*" stands for every host not listed'
+    )
+    parallel_downloads: PositiveInt = Field(default=4, description="layers of one image downloaded at once")
+    stall_timeout_s: PositiveFloat = Field(
+        default=60, description="a connection that moves no byte for so long is given up"
+    )
