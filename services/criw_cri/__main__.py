@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, closing
 
 from criw.config.common import AgentName
+from criw.config.cri import CriSettings
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
@@ -14,11 +15,11 @@ from criw_cri.routes import routes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_service("cri", build, argv)
+    run_service("cri", CriSettings, build, argv)
 
 
 @asynccontextmanager
-async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
+async def build(context: Context[CriSettings]) -> AsyncIterator[Collection[Servable]]:
     behind: tuple[AgentName, ...] = ("supervisor", "image")
     instances = {agent: Instances(agent, context.config.run_dir(agent)) for agent in behind}
     with closing(Channel(context.config.socket("network"))) as network:

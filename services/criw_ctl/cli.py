@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from criw.config.crew import Config
+from criw.config.common import Common
+from criw.config.crew import Config, CrewFacts
 from criw.config.document import default_toml
 from criw.config.load import DEFAULT_PATH, load
 from criw.errors import Fault, InvalidArgument
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from criw_ctl.door import Door
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Common)
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130  # as a shell tells of a program that Ctrl-C ended
 
@@ -67,9 +69,9 @@ def _options(
     context.obj = config_path.absolute() if config_path else None
 
 
-def _settings(context: typer.Context) -> Config:
+def _settings(context: typer.Context, model: type[C]) -> C:
     try:
-        return load(context.obj)
+        return load(model, context.obj)
     except InvalidArgument as err:
         complain(str(err))
         raise typer.Exit(os.EX_CONFIG) from err
@@ -78,7 +80,7 @@ def _settings(context: typer.Context) -> Config:
 def _with_door(context: typer.Context, work: Callable[["Door"], Awaitable[T]]) -> T:
     from criw_ctl.door import open_door
 
-    settings = _settings(context)
+    settings = _settings(context, Common)
 
     async def main() -> T:
         async with open_door(settings) as door:
@@ -112,7 +114,7 @@ def up(context: typer.Context) -> None:
     from criw import log
     from criw_ctl.crew import run_crew
 
-    settings = _settings(context)
+    settings = _settings(context, Config)
     log.setup("criwctl", level=settings.log_level, style=settings.log_format)
     command = f"{_program()} --config {context.obj}" if context.obj else _program()
 
@@ -141,7 +143,7 @@ def status(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     from criw_ctl import tables
     from criw_ctl.status import AGENT_COLUMNS, CONDITION_COLUMNS, take_status
 
-    crew = asyncio.run(take_status(_settings(context)))
+    crew = asyncio.run(take_status(_settings(context, CrewFacts)))
     if output is Output.JSON:
         tables.print_json(crew.as_json())
     else:
@@ -160,7 +162,7 @@ def pull(context: typer.Context, image: Image, output: OutputOption = Output.TAB
     """Pull an image, with a bar for each layer."""
     from criw_ctl import images, tables
 
-    image_id = asyncio.run(images.pull(_settings(context), image))
+    image_id = asyncio.run(images.pull(_settings(context, Common), image))
     if output is Output.JSON:
         tables.print_json({"image": image, "id": image_id})
     else:
@@ -384,7 +386,7 @@ def stats(
 @config_app.command()
 def check(context: typer.Context) -> None:
     """Check the configuration; exit with 78 if it cannot be used."""
-    settings = _settings(context)
+    settings = _settings(context, Config)
     print(f"The configuration is good: root is {settings.root}, run is {settings.run}.")
 
 

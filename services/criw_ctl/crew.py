@@ -20,8 +20,7 @@ from types import FrameType
 from typing import Final
 
 from criw import kernel
-from criw.config.common import AGENTS, AgentName
-from criw.config.crew import Config
+from criw.config.common import AGENTS, AgentName, Common
 from criw.errors import FailedPrecondition
 from criw_ctl.forked import fork_agent, import_shared
 
@@ -60,7 +59,7 @@ class Crew:
 
     def __init__(
         self,
-        settings: Config,
+        settings: Common,
         argv: Sequence[str],
         *,
         signals: "Signals",
@@ -223,7 +222,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
             yield child
 
 
-def _hold_directories(stack: contextlib.ExitStack, settings: Config) -> None:
+def _hold_directories(stack: contextlib.ExitStack, settings: Common) -> None:
     """Raises FailedPrecondition if another `criwctl up` holds one of them."""
     for directory in (settings.run, settings.root):
         try:
@@ -247,7 +246,7 @@ def _hold_directories(stack: contextlib.ExitStack, settings: Config) -> None:
         file.flush()
 
 
-def conmons_of(settings: Config) -> int:
+def conmons_of(settings: Common) -> int:
     """How many conmon processes, each the keeper of one container, run on the crew's directories."""
     marks = [os.fsencode(directory) + b"/" for directory in (settings.run, settings.root)]
     count = 0
@@ -260,7 +259,7 @@ def conmons_of(settings: Config) -> int:
     return count
 
 
-def run_crew(settings: Config, config_path: Path | None, on_ready: Callable[[], None]) -> int:
+def run_crew(settings: Common, config_path: Path | None, on_ready: Callable[[], None]) -> int:
     """Run the crew until a signal ends it; returns the exit code of `criwctl up`.
 
     Raises FailedPrecondition if it runs on these directories already.

@@ -10,8 +10,7 @@ from typing import TypeVar
 import betterproto2
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from criw.config.common import AgentName
-from criw.config.crew import Config
+from criw.config.common import AgentName, Common
 from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
 from criw.rpc.client import Channel
 from criw_proto.runtime.v1 import ImageServiceStub, RuntimeServiceStub
@@ -24,7 +23,7 @@ A = TypeVar("A", bound=betterproto2.Message)
 class Door:
     """The CRI as the crew serves it."""
 
-    config: Config
+    config: Common
     runtime: RuntimeServiceStub
     images: ImageServiceStub
 
@@ -46,7 +45,7 @@ def check_socket(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def channel_to(config: Config, agent: AgentName) -> AsyncIterator[Channel]:
+async def channel_to(config: Common, agent: AgentName) -> AsyncIterator[Channel]:
     """A connection to an agent that runs. Raises as `check_socket`."""
     path = config.socket(agent)
     check_socket(path)
@@ -58,7 +57,7 @@ async def channel_to(config: Config, agent: AgentName) -> AsyncIterator[Channel]
 
 
 @contextlib.asynccontextmanager
-async def open_door(config: Config) -> AsyncIterator[Door]:
+async def open_door(config: Common) -> AsyncIterator[Door]:
     """A connection to the door. Raises as `check_socket`."""
     async with channel_to(config, "cri") as channel:
         yield Door(config, RuntimeServiceStub(channel), ImageServiceStub(channel))

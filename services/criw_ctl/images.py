@@ -7,7 +7,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-from criw.config.crew import Config
+from criw.config.common import Common
 from criw.errors import Failed, NotFound
 from criw.rpc.client import watch
 from criw_ctl.door import Door, ask, channel_to
@@ -63,7 +63,7 @@ def _bars() -> Iterator[Bars]:
             progress.live.stop()
 
 
-async def pull(config: Config, image: str) -> str:
+async def pull(config: Common, image: str) -> str:
     """Pull an image, showing the progress on stderr; its id. Raises what the image agent answers."""
     image_id = ""
     async with channel_to(config, "image") as channel:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.config.crew import Config
+from criw.config.common import Common
 from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import (
     ContainerConfig,
@@ -118,12 +118,12 @@ def parse_mount(text: str) -> Mount:
     return Mount(host_path=str(host), container_path=parts[1], readonly=parts[2:] == ["ro"])
 
 
-def logs_root(config: Config) -> Path:
+def logs_root(config: Common) -> Path:
     """Below it are the logs of all pods that criwctl runs."""
     return config.root / "ctl" / "logs"
 
 
-def log_directory(config: Config, pod: PodSandboxMetadata) -> Path:
+def log_directory(config: Common, pod: PodSandboxMetadata) -> Path:
     """Where the logs of a pod go that criwctl runs."""
     return logs_root(config) / f"{pod.name}_{pod.uid}"
 
@@ -136,7 +136,7 @@ def _seccomp() -> SecurityProfile:
     return SecurityProfile(profile_type=SecurityProfileProfileType.RuntimeDefault)
 
 
-def pod_config(config: Config, wish: Wish) -> PodSandboxConfig:
+def pod_config(config: Common, wish: Wish) -> PodSandboxConfig:
     """A fresh pod; its uid tells it from any other."""
     metadata = PodSandboxMetadata(name=wish.name, uid=str(uuid.uuid4()), namespace=NAMESPACE)
     return PodSandboxConfig(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from criw.config.common import AGENTS, AgentName
-from criw.config.crew import Config
+from criw.config.crew import CrewFacts
 from criw.errors import Fault, PermissionDenied, Unavailable
 from criw.rpc.client import Channel
 from criw_ctl.door import ask, channel_to, check_socket
@@ -73,7 +73,7 @@ class CrewStatus:
         return [(each.type, str(each.status).lower(), each.reason, each.message) for each in self.conditions]
 
 
-async def take_status(config: Config) -> CrewStatus:
+async def take_status(config: CrewFacts) -> CrewStatus:
     """Ask every agent. Raises Unavailable if none of the crew runs."""
     processes = [(agent, instance) for agent in AGENTS for instance in _instances(config, agent)]
     agents = await asyncio.gather(*(_agent_status(config, *process) for process in processes))
@@ -89,15 +89,15 @@ async def take_status(config: Config) -> CrewStatus:
     return CrewStatus(agents, version, runtime)
 
 
-def _instances(config: Config, agent: AgentName) -> list[int]:
+def _instances(config: CrewFacts, agent: AgentName) -> list[int]:
     """The first instance always, others where their sockets are."""
     names = [path.stem for path in config.run_dir(agent).glob("*.sock")]
     return sorted({0, *(int(name) for name in names if name.isdecimal())})
 
 
-async def _agent_status(config: Config, agent: AgentName, instance: int) -> AgentStatus:
+async def _agent_status(config: CrewFacts, agent: AgentName, instance: int) -> AgentStatus:
     path = config.socket(agent, instance)
-    host, port = config.http_address(agent, instance)
+    host, port = config.facts(agent).address(instance)
     name = f"criw-{agent}" + (f" {instance}" if instance else "")
     health, version = DOWN, ""
     try:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from prometheus_client import Counter, Gauge
 
+from criw.config.image import ImageSettings
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
@@ -20,7 +21,7 @@ from criw_proto.criw.storage.v1 import StorageStub
 
 
 @contextlib.asynccontextmanager
-async def image_agent(context: Context) -> AsyncIterator[Collection[Servable]]:
+async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collection[Servable]]:
     """Recovers first: no call is taken before what a killed agent left is gone."""
     state = context.config.state_dir("image")
     blobs, claimed = state / "blobs", state / "claims"
@@ -55,7 +56,7 @@ async def image_agent(context: Context) -> AsyncIterator[Collection[Servable]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run criw-image until it is told to stop."""
-    run_service("image", image_agent, argv)
+    run_service("image", ImageSettings, image_agent, argv)
 
 
 if __name__ == "__main__":

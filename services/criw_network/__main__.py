@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 
+from criw.config.network import NetworkSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
@@ -14,7 +15,7 @@ from criw_network.rpc import NetworkRpc
 
 
 @contextlib.asynccontextmanager
-async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
+async def build(context: Context[NetworkSettings]) -> AsyncIterator[Collection[Servable]]:
     settings = context.config.network
     state = context.config.state_dir("network")
     bridge = Bridge(settings.bridge, owner=str(state), mtu=settings.mtu)
@@ -32,7 +33,7 @@ async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_service("network", build, argv)
+    run_service("network", NetworkSettings, build, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
+from criw.config.storage import StorageSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
@@ -20,7 +21,7 @@ _UNPACK_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
 @asynccontextmanager
-async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
+async def build(context: Context[StorageSettings]) -> AsyncIterator[Collection[Servable]]:
     """Recover what is on disk and in the kernel, then serve it; the interface of `run_service`."""
     section = context.config.storage
     state, run = context.config.state_dir("storage"), context.config.run_dir("storage")
@@ -63,7 +64,7 @@ def _count(registry: CollectorRegistry, layers: Layers, rootfs: RootFilesystems)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_service("storage", build, argv)
+    run_service("storage", StorageSettings, build, argv)
 
 
 if __name__ == "__main__":

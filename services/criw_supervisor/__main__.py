@@ -10,6 +10,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from criw.config.supervisor import SupervisorSettings
 from criw.errors import Fault
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
@@ -43,11 +44,11 @@ _RETRY_S: Final = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_service("supervisor", build, argv)
+    run_service("supervisor", SupervisorSettings, build, argv)
 
 
 @asynccontextmanager
-async def build(context: Context) -> AsyncIterator[Collection[Servable]]:
+async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collection[Servable]]:
     config, section = context.config, context.config.supervisor
     processes.become_subreaper()
     async with AsyncExitStack() as stack:

@@ -15,14 +15,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import uvloop
 from aiohttp import web
 
 from criw import __version__, log
-from criw.config.common import AgentName
-from criw.config.crew import Config
+from criw.config.common import AgentName, Common
 from criw.config.load import DEFAULT_PATH, load
 from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.health import HealthRpc, Readiness, http_app
@@ -32,25 +31,27 @@ from criw.rpc.server import Servable, Server
 logger = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
 _SD_FIRST_FD: Final = 3  # sd_listen_fds(3)
+C = TypeVar("C", bound=Common)
 _PASSING: Final = (DeadlineExceeded, ResourceExhausted, Unavailable)
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Generic[C]):
     """What a process is given when it is built."""
 
-    config: Config
+    config: C
     instance: int
     metrics: Metrics
 
 
-Build: TypeAlias = Callable[[Context], AbstractAsyncContextManager[Collection[Servable]]]
+Build: TypeAlias = Callable[[Context[C]], AbstractAsyncContextManager[Collection[Servable]]]
 
 
-def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = None) -> None:
+def run_service(agent: AgentName, model: type[C], build: Build[C], argv: Sequence[str] | None = None) -> None:
     """Run one process of the crew until SIGTERM or SIGINT; never returns.
 
-    `build` opens stores and recovers state before the first call is taken, and closes what it opened afterwards.
+    `model` is what it reads of the configuration. `build` opens stores and recovers state before the first call is
+    taken, and closes what it opened afterwards.
     Exit codes: 0 after a stop; 78 for a configuration, directory, socket or port it cannot use, which starting it again
     would not change; 1 for everything else.
     """
@@ -60,7 +61,7 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
     try:
-        settings = load(options.config)
+        settings = load(model, options.config)
         log.setup(f"criw-{agent}", level=settings.log_level, style=settings.log_format)
         uvloop.run(_serve(agent, settings, options.instance, build))
     except asyncio.CancelledError:
@@ -74,7 +75,7 @@ def run_service(agent: AgentName, build: Build, argv: Sequence[str] | None = Non
     sys.exit(0)
 
 
-async def _serve(agent: AgentName, settings: Config, instance: int, build: Build) -> None:
+async def _serve(agent: AgentName, settings: C, instance: int, build: Build[C]) -> None:
     manager = os.environ.pop("NOTIFY_SOCKET", "")  # not for our children: runc would wait for the container's READY=1
     stop = _Stop()
     metrics = Metrics(agent)
@@ -135,7 +136,7 @@ def _group_id(name: str) -> int | None:
 
 
 @contextlib.contextmanager
-def _only_one(settings: Config, agent: AgentName, instance: int) -> Iterator[None]:
+def _only_one(settings: Common, agent: AgentName, instance: int) -> Iterator[None]:
     """Hold the state directory: two processes on one would undo each other's work."""
     lock = settings.state_dir(agent) / f"{instance}.lock"
     with lock.open("a+") as file:
@@ -200,9 +201,9 @@ def _handed_over() -> socket.socket | None:
 
 @contextlib.asynccontextmanager
 async def _http_endpoint(
-    agent: AgentName, settings: Config, instance: int, readiness: Readiness, metrics: Metrics
+    agent: AgentName, settings: Common, instance: int, readiness: Readiness, metrics: Metrics
 ) -> AsyncIterator[None]:
-    host, port = settings.http_address(agent, instance)
+    host, port = settings.facts(agent).address(instance)
     runner = web.AppRunner(http_app(agent, readiness, metrics.registry), access_log=None)
     await runner.setup()
     try:

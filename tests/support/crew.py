@@ -53,7 +53,7 @@ class Crew:
         if extra_toml:
             (self.directory / "conf.d").mkdir()
             (self.directory / "conf.d" / "test.toml").write_text(extra_toml)
-        self.config: Config = load(self.config_path, environ={})
+        self.config: Config = load(Config, self.config_path, environ={})
         self.processes: dict[AgentName, asyncio.subprocess.Process] = {}
         self._channels: dict[AgentName, Channel] = {}
 

@@ -134,7 +134,7 @@ class Storage:
 
     async def metric(self, name: str) -> float:
         """One number of /metrics."""
-        host, port = self.crew.config.http_address("storage")
+        host, port = self.crew.config.storage.address()
         async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as reply:
             lines = (await reply.text()).splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))

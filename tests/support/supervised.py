@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from criw.config.crew import Config
 from criw.config.load import load
 from criw_proto.runtime import v1 as cri
 from support import images
@@ -42,7 +43,7 @@ class Traces:
 
     def __init__(self, config_path: Path) -> None:
         self.directory = config_path.parent
-        self.config = load(config_path, environ={})
+        self.config = load(Config, config_path, environ={})
 
     @property
     def cgroup_parent(self) -> str:

@@ -1,9 +1,19 @@
-"""The door's section."""
+"""The door\'s part of the configuration."""
 
-from criw.config.common import AgentSection
+from criw.config.common import Common, Facts
 
 
-class CriSection(AgentSection):
-    """The door."""
+class CriFacts(Facts):
+    """What others may know of the door."""
 
     http: str = "127.0.0.1:9470"
+
+
+class CriSection(CriFacts, extra="forbid"):
+    """The door."""
+
+
+class CriSettings(Common):
+    """What the door reads."""
+
+    cri: CriSection = CriSection()

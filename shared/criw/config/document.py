@@ -1,8 +1,7 @@
 """The default configuration, written down with what every key means."""
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
-from criw.config.common import Section
 from criw.config.crew import Config
 
 
@@ -13,13 +12,13 @@ def default_toml() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _document(section: Section, lines: list[str], *, prefix: str) -> None:
-    tables: list[tuple[str, Section]] = []
+def _document(section: BaseModel, lines: list[str], *, prefix: str) -> None:
+    tables: list[tuple[str, BaseModel]] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, Section):
+        if isinstance(value, BaseModel):
             tables.append((f"{prefix}{name}", value))
-        elif isinstance(value, dict) and all(isinstance(item, Section) for item in value.values()):
+        elif isinstance(value, dict) and all(isinstance(item, BaseModel) for item in value.values()):
             if field.description:
                 lines.append(f"# {prefix}{name}: {field.description}")
             tables.extend((f"{prefix}{name}.{key}", item) for key, item in value.items())

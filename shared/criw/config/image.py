@@ -1,10 +1,10 @@
-"""The image agent's section."""
+"""The image agent\'s part of the configuration."""
 
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from criw.config.common import AgentSection, Section
+from criw.config.common import Common, Facts, Section
 
 
 class Registry(Section):
@@ -29,10 +29,15 @@ class Registry(Section):
         return value
 
 
-class ImageSection(AgentSection):
-    """The image agent."""
+class ImageFacts(Facts):
+    """What others may know of the image agent."""
 
     http: str = "127.0.0.1:9471"
+
+
+class ImageSection(ImageFacts, extra="forbid"):
+    """The image agent."""
+
     registries: dict[str, Registry] = Field(
         default_factory=dict, description='by registry host (and port); "*" stands for every host not listed'
     )
@@ -40,3 +45,9 @@ class ImageSection(AgentSection):
     stall_timeout_s: PositiveFloat = Field(
         default=60, description="a connection that moves no byte for so long is given up"
     )
+
+
+class ImageSettings(Common):
+    """What the image agent reads."""
+
+    image: ImageSection = ImageSection()

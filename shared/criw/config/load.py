@@ -2,28 +2,32 @@
 
 `criw.toml` comes first, then the files of `conf.d/*.toml` beside it by name, then `CRIW_…` variables: `CRIW_ROOT` for
 a key of the top level, `CRIW_NETWORK_BRIDGE` for `bridge` in `[network]`. Later ones win. An unknown key is refused
-by name: no process starts with a half-understood configuration.
+by name: no process starts with a half-understood configuration. But a process reads the top level and its own section
+only, so that another can be upgraded, with new keys, while this one stays as it is.
 """
 
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from criw.config.common import AGENTS
-from criw.config.crew import Config
+from criw.config.common import AGENTS, Common
 from criw.errors import InvalidArgument
 
 DEFAULT_PATH: Final = Path("/etc/criw/criw.toml")
 _ENV_PREFIX: Final = "CRIW_"
 _NOT_KEYS: Final = frozenset({"CRIW_CONFIG"})
 
+C = TypeVar("C", bound=Common)
 
-def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read the configuration: `path`, else `CRIW_CONFIG`, else /etc/criw/criw.toml if it is there, else defaults.
+
+def load(model: type[C], path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C:
+    """Read the top level and the sections that `model` has.
+
+    From `path`, else `CRIW_CONFIG`, else /etc/criw/criw.toml if it is there, else defaults.
 
     Raises InvalidArgument naming file and key for whatever is wrong.
     """
@@ -36,7 +40,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
         _merge(tree, _read(drop_in))
     _merge(tree, _from_environment(environ))
     try:
-        return Config.model_validate(tree)
+        return model.model_validate({key: tree[key] for key in tree if key in model.model_fields or key not in AGENTS})
     except ValidationError as err:
         problems = "; ".join(_problem(list(e["loc"]), e["type"], e["msg"]) for e in err.errors())
         raise InvalidArgument(

@@ -1,17 +1,22 @@
-"""The network agent's section."""
+"""The network agent\'s part of the configuration."""
 
 import ipaddress
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from criw.config.common import AgentSection
+from criw.config.common import Common, Facts
 
 
-class NetworkSection(AgentSection):
-    """The network agent."""
+class NetworkFacts(Facts):
+    """What others may know of the network agent."""
 
     http: str = "127.0.0.1:9473"
+
+
+class NetworkSection(NetworkFacts, extra="forbid"):
+    """The network agent."""
+
     bridge: str = Field(default="criw0", min_length=1, max_length=11, pattern=r"^[a-z][a-z0-9]*$")
     pod_cidrs: tuple[str, ...] = Field(default=("10.88.0.0/16",), description="one IPv4 and/or one IPv6 range")
     mtu: Annotated[int, Field(ge=576, le=65535)] = 1500
@@ -23,3 +28,9 @@ class NetworkSection(AgentSection):
         if len(set(families)) != len(families):
             raise ValueError("at most one range of each family")
         return value
+
+
+class NetworkSettings(Common):
+    """What the network agent reads."""
+
+    network: NetworkSection = NetworkSection()

@@ -1,13 +1,24 @@
-"""The storage agent's section."""
+"""The storage agent\'s part of the configuration."""
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from criw.config.common import AgentSection
+from criw.config.common import Common, Facts
 
 
-class StorageSection(AgentSection):
-    """The storage agent."""
+class StorageFacts(Facts):
+    """What others may know of the storage agent."""
 
     http: str = "127.0.0.1:9472"
+
+
+class StorageSection(StorageFacts, extra="forbid"):
+    """The storage agent."""
+
     unpack_workers: PositiveInt = Field(default=2, description="layers unpacked at once")
     usage_interval_s: PositiveFloat = Field(default=10, description="how often disk usage is measured")
+
+
+class StorageSettings(Common):
+    """What the storage agent reads."""
+
+    storage: StorageSection = StorageSection()

@@ -1,10 +1,10 @@
-"""The supervisor's section."""
+"""The supervisor\'s part of the configuration."""
 
 from pathlib import Path
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
-from criw.config.common import AgentSection, Section
+from criw.config.common import Common, Facts, Section
 
 
 class Runtime(Section):
@@ -14,10 +14,15 @@ class Runtime(Section):
     args: tuple[str, ...] = Field(default=(), description="global arguments put before every command")
 
 
-class SupervisorSection(AgentSection):
-    """The supervisor."""
+class SupervisorFacts(Facts):
+    """What others may know of the supervisor."""
 
     http: str = "127.0.0.1:9474"
+
+
+class SupervisorSection(SupervisorFacts, extra="forbid"):
+    """The supervisor."""
+
     conmon: Path = Path("conmon")
     runtimes: dict[str, Runtime] = Field(
         default_factory=lambda: {"runc": Runtime(path=Path("runc")), "crun": Runtime(path=Path("crun"))},
@@ -42,3 +47,9 @@ class SupervisorSection(AgentSection):
         if value and value not in known:
             raise ValueError(f"there is no runtime {value}; configured are {', '.join(known)}")
         return value
+
+
+class SupervisorSettings(Common):
+    """What the supervisor reads."""
+
+    supervisor: SupervisorSection = SupervisorSection()

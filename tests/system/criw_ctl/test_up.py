@@ -150,7 +150,7 @@ async def test_an_agent_that_refuses_its_configuration_ends_the_crew(stage: Stag
 
 
 async def test_a_busy_port_ends_the_crew_with_its_reason(stage: Stage) -> None:
-    host_name, port = stage.crew.config.http_address("storage")
+    host_name, port = stage.crew.config.storage.address()
     async with await asyncio.start_server(lambda *_: None, host_name, port), stage.up() as up:
         await up.line(rf"criw-storage: cannot listen on {host_name}:{port} .* set http in \[storage\]")
         assert await up.end() == os.EX_CONFIG

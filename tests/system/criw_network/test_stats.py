@@ -48,7 +48,7 @@ async def test_unknown_pods_are_left_out(network: NetworkClient) -> None:
 
 async def test_metrics_tell_pods_and_room(crew: Crew, network: NetworkClient) -> None:
     async def metrics() -> dict[str, float]:
-        host, port = crew.config.http_address("network")
+        host, port = crew.config.network.address()
         async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}/metrics") as reply:
             lines = [line.rpartition(" ") for line in (await reply.text()).splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines if name.startswith("criw_network_")}

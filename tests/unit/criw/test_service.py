@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 
 from criw import __version__
-from criw.config.crew import Config
 from criw.config.load import load
+from criw.config.network import NetworkSettings
 from criw.rpc.client import Channel, call
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
@@ -38,7 +38,7 @@ POD = AttachRequest(pod_id="p")
 class Tiny:
     """A started tiny agent."""
 
-    def __init__(self, settings: Config, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, settings: NetworkSettings, process: asyncio.subprocess.Process) -> None:
         self.settings = settings
         self.process = process
 
@@ -58,7 +58,7 @@ class Tiny:
         return await asyncio.wait_for(self.process.wait(), LIMIT_S), said
 
     async def get(self, path: str, *, instance: int = 0) -> tuple[int, str]:
-        host, port = self.settings.http_address("network", instance)
+        host, port = self.settings.network.address(instance)
         async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}{path}") as reply:
             return reply.status, await reply.text()
 
@@ -71,7 +71,7 @@ class Starter:
         self.config_path.write_text(
             f'root = "{directory}/lib"\nrun = "{directory}/run"\n[network]\nhttp = "127.0.0.1:{free_port()}"\n'
         )
-        self.settings = load(self.config_path, {})
+        self.settings = load(NetworkSettings, self.config_path, {})
         self.socket = self.settings.socket("network")
         self._started: list[asyncio.subprocess.Process] = []
 
@@ -230,7 +230,7 @@ async def test_instances_of_an_agent_have_their_own_sockets_and_ports(start: Sta
 
 
 async def test_a_taken_port_is_named_with_the_remedy(start: Starter) -> None:
-    host, port = start.settings.http_address("network")
+    host, port = start.settings.network.address()
     with socket.socket() as taken:
         taken.bind((host, port))
         taken.listen()

@@ -11,13 +11,14 @@ import signal
 from collections.abc import AsyncIterator, Collection
 
 from criw import errors
+from criw.config.network import NetworkSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from support.serving import Scripted
 
 
 @contextlib.asynccontextmanager
-async def build(_: Context) -> AsyncIterator[Collection[Servable]]:
+async def build(_: Context[NetworkSettings]) -> AsyncIterator[Collection[Servable]]:
     usr1 = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, usr1.set)
 
@@ -40,4 +41,4 @@ async def build(_: Context) -> AsyncIterator[Collection[Servable]]:
 
 
 if __name__ == "__main__":
-    run_service("network", build)
+    run_service("network", NetworkSettings, build)

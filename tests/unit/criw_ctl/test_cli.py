@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from criw.config.common import Common
 from criw.config.crew import Config
 from criw.config.load import load
 from criw_ctl.__main__ import main
@@ -52,7 +53,7 @@ def test_a_crew_that_does_not_run_is_said_at_once(
     argv: list[str], stale: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     if stale:  # a socket whose process was killed
-        for path in (load().socket("cri"), load().socket("image")):
+        for path in (load(Common).socket("cri"), load(Common).socket("image")):
             path.parent.mkdir(parents=True, exist_ok=True)
             with socket.socket(socket.AF_UNIX) as left:
                 left.bind(str(path))
@@ -90,11 +91,30 @@ def test_wrong_usage_is_2_and_one_line(argv: list[str], hint: str, capsys: pytes
 
 @pytest.mark.parametrize("argv", [["config", "check"], ["ps"], ["up"], ["status"], ["pull", "x"]])
 def test_a_bad_configuration_is_78(argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "bad.toml").write_text("[network]\nbrigde = 'x'\n")
+    (tmp_path / "bad.toml").write_text("rot = 'x'\n")
     assert run("--config", str(tmp_path / "bad.toml"), *argv) == os.EX_CONFIG
     (line,) = capsys.readouterr().err.splitlines()
-    assert "unknown key network.brigde" in line
+    assert "unknown key rot" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("argv", [["config", "check"], ["up"]])
+def test_who_checks_or_starts_the_crew_knows_every_section(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.toml").write_text(f"root = '{tmp_path}'\nrun = '{tmp_path}/run'\n[network]\nbrigde = 'x'\n")
+    assert run("--config", str(tmp_path / "bad.toml"), *argv) == os.EX_CONFIG
+    assert "unknown key network.brigde" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("argv", [["ps"], ["status"], ["pull", "x"]])
+def test_a_client_is_not_stopped_by_an_upgraded_agents_keys(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "new.toml").write_text(f"run = '{tmp_path}/run'\n[network]\nnew = 'x'\n")
+    assert run("--config", str(tmp_path / "new.toml"), *argv) == 1
+    assert f"nothing listens on {tmp_path}/run/" in capsys.readouterr().err
 
 
 def test_directories_that_cannot_be_made_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

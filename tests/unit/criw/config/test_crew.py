@@ -19,5 +19,5 @@ def test_paths_and_addresses_of_the_agents() -> None:
     assert got.state_dir("image") == Path("/r/image")
     assert got.run_dir("image") == Path("/u/image")
     assert (got.socket("cri"), got.socket("image", 2)) == (Path("/u/criw.sock"), Path("/u/image/2.sock"))
-    assert got.http_address("storage", 2) == ("::1", 92)
-    assert got.http_address("image", 2) == ("h", 0)  # any free port, for every instance
+    assert got.storage.address(2) == ("::1", 92)
+    assert got.image.address(2) == ("h", 0)  # any free port, for every instance

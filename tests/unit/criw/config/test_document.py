@@ -16,7 +16,7 @@ def test_the_default_toml_names_every_key() -> None:
     tree = tomllib.loads(default_toml())
     assert tree.keys() == Config.model_fields.keys()
     for name in AGENTS:
-        keys = type(Config().agent(name)).model_fields.keys() - {"registries"}  # empty by default: a comment only
+        keys = type(Config().facts(name)).model_fields.keys() - {"registries"}  # empty by default: a comment only
         assert tree[name].keys() == keys
     assert "registries" in default_toml()
 
