@@ -3,24 +3,21 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import grpclib.client
 import grpclib.server
 from grpclib.const import Handler
-from grpclib.exceptions import StreamTerminatedError
 
 from criw.config.common import AgentName
-from criw.errors import DeadlineExceeded, Unavailable
-from criw.rpc.client import never_begun
+from criw.rpc.client import in_own_task, never_begun
+from criw.rpc.faults import BROKEN, as_fault
 from criw_cri.instances import PAUSE_S, Instance, Instances
 from criw_cri.routes import Route
 
 ServerStream = grpclib.server.Stream[Any, Any]
-T = TypeVar("T")
-_BROKEN: Final = (StreamTerminatedError, ConnectionError)
 _SENDABLE: Final = re.compile(r"[ -~]+")
 
 
@@ -50,35 +47,18 @@ class Forwarder:
         while True:
             instance = await self._instances[route.agent].connected(until=_until(stream))
             try:
-                return await _in_own_task(_ask(instance, route, request, stream))
-            except _BROKEN as err:
-                if not route.idempotent and not never_begun(err):
-                    raise Unavailable(f"cannot finish the call: criw-{route.agent} went away in it; ask again") from err
-            except TimeoutError as err:
-                raise DeadlineExceeded(f"cannot answer in time: criw-{route.agent} did not") from err
+                return await in_own_task(_ask(instance, route, request, stream))
+            except (*BROKEN, TimeoutError) as err:
+                if isinstance(err, TimeoutError) or not (route.idempotent or never_begun(err)):
+                    raise as_fault(err, f"criw-{route.agent}") from err
             await asyncio.sleep(PAUSE_S)
 
     async def _forward_stream(self, route: Route, request: bytes, stream: ServerStream) -> None:
         instance = await self._instances[route.agent].connected(until=_until(stream))
         try:
-            await _in_own_task(_pass_on(instance, route, request, stream))
-        except _BROKEN as err:
-            raise Unavailable(f"cannot go on with the stream: criw-{route.agent} went away; ask again") from err
-        except TimeoutError as err:
-            raise DeadlineExceeded(f"cannot go on with the stream of criw-{route.agent}: its time is over") from err
-
-
-async def _in_own_task(work: Coroutine[object, object, T]) -> T:
-    """Await a call to an agent. grpclib wakes a waiting call by cancelling its task and never takes that back."""
-    caller = asyncio.current_task()
-    assert caller is not None
-    cancellations = caller.cancelling()
-    try:
-        return await asyncio.create_task(work)
-    except (*_BROKEN, TimeoutError) as err:
-        if caller.cancelling() > cancellations:  # we were cancelled in the same moment
-            raise asyncio.CancelledError from err
-        raise
+            await in_own_task(_pass_on(instance, route, request, stream))
+        except (*BROKEN, TimeoutError) as err:
+            raise as_fault(err, f"criw-{route.agent}") from err
 
 
 @asynccontextmanager

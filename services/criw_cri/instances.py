@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from grpclib.client import Channel
-from grpclib.config import Configuration
 
 from criw.errors import PermissionDenied, Unavailable
-from criw.rpc.codec import Codec
+from criw.rpc.codec import SETTINGS, Codec
 
 PAUSE_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline
 _GRANULARITY_NS: Final = 100_000_000
-_WINDOW: Final = 16 * 1024 * 1024
-_SETTINGS: Final = Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW)
 
 
 @dataclass
@@ -87,7 +84,7 @@ class Instances:
         for path in self._known.keys() - there:
             self._leaving.append(self._known.pop(path))
         for path in sorted(there - self._known.keys()):
-            self._known[path] = Instance(Channel(path=str(path), codec=Codec(), config=_SETTINGS))
+            self._known[path] = Instance(Channel(path=str(path), codec=Codec(), config=SETTINGS))
         for instance in [one for one in self._leaving if not one.running]:
             self._leaving.remove(instance)
             instance.channel.close()

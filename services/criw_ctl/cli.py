@@ -172,8 +172,8 @@ def pull(context: typer.Context, image: Image, output: OutputOption = Output.TAB
 @app.command("images")
 def list_images(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """List the images."""
+    from criw.rpc.client import ask
     from criw_ctl import images, tables
-    from criw_ctl.door import ask
     from criw_proto.runtime.v1 import ListImagesRequest
 
     reply = _with_door(context, lambda door: ask(door.images.list_images, ListImagesRequest()))
@@ -291,7 +291,8 @@ def execute(
     command: Annotated[list[str], typer.Argument(metavar="CMD", help="With its arguments.")],
 ) -> None:
     """Run a command in a container, without input; show its output when it has ended, and exit with its code."""
-    from criw_ctl.door import Door, ask
+    from criw.rpc.client import ask
+    from criw_ctl.door import Door
     from criw_ctl.names import take_inventory
     from criw_proto.runtime.v1 import ExecSyncRequest, ExecSyncResponse
 

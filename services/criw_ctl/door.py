@@ -2,21 +2,14 @@
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import betterproto2
-from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.config.common import AgentName, Common
-from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
+from criw.errors import PermissionDenied, Unavailable
 from criw.rpc.client import Channel
 from criw_proto.runtime.v1 import ImageServiceStub, RuntimeServiceStub
-
-Q = TypeVar("Q", bound=betterproto2.Message)
-A = TypeVar("A", bound=betterproto2.Message)
 
 
 @dataclass(frozen=True)
@@ -61,20 +54,3 @@ async def open_door(config: Common) -> AsyncIterator[Door]:
     """A connection to the door. Raises as `check_socket`."""
     async with channel_to(config, "cri") as channel:
         yield Door(config, RuntimeServiceStub(channel), ImageServiceStub(channel))
-
-
-async def ask(method: Callable[..., Awaitable[A]], request: Q, *, timeout_s: float | None = 10.0) -> A:
-    """Call a method of the crew once; the door repeats what may be repeated.
-
-    Raises the fault it answers with, DeadlineExceeded after `timeout_s` seconds, Unavailable if the connection breaks.
-    """
-    try:
-        return await method(request, timeout=timeout_s)
-    except GRPCError as err:
-        raise fault_of(err) from err
-    except TimeoutError as err:
-        raise DeadlineExceeded(
-            f"cannot wait any longer: the crew has not answered within {timeout_s:g} s; see criwctl status"
-        ) from err
-    except (StreamTerminatedError, ConnectionError) as err:
-        raise Unavailable("cannot reach the crew: the connection broke; see criwctl status") from err

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from criw.config.common import Common
 from criw.errors import Failed, NotFound
-from criw.rpc.client import watch
-from criw_ctl.door import Door, ask, channel_to
+from criw.rpc.client import ask, watch
+from criw_ctl.door import Door, channel_to
 from criw_ctl.tables import short, size
 from criw_proto.criw.image.v1 import ImagesStub, LayerProgress, LayerState, PullRequest
 from criw_proto.runtime.v1 import Image, ImageSpec, ImageStatusRequest, RemoveImageRequest

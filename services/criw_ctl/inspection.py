@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 
 from criw.errors import NotFound
-from criw_ctl.door import Door, ask
+from criw.rpc.client import ask
+from criw_ctl.door import Door
 from criw_ctl.names import take_inventory
 from criw_proto.runtime.v1 import (
     Container,

@@ -4,7 +4,8 @@ import asyncio
 from typing import Final
 
 from criw.errors import NotFound
-from criw_ctl.door import Door, ask
+from criw.rpc.client import ask
+from criw_ctl.door import Door
 from criw_ctl.names import name_of, runs, take_inventory
 from criw_ctl.tables import age, short
 from criw_proto.runtime.v1 import (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Self
 
 from criw.errors import DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
-from criw_ctl.door import Door, ask
+from criw.rpc.client import ask
+from criw_ctl.door import Door
 from criw_proto.runtime.v1 import ContainerState, ContainerStatus, ContainerStatusRequest
 
 POLL_S: Final = 0.1

@@ -7,7 +7,8 @@ from typing import TypeAlias, TypeVar
 
 from criw import ids
 from criw.errors import NotFound
-from criw_ctl.door import Door, ask
+from criw.rpc.client import ask
+from criw_ctl.door import Door
 from criw_proto.runtime.v1 import Container, ContainerState, ListContainersRequest, ListPodSandboxRequest, PodSandbox
 
 Named: TypeAlias = PodSandbox | Container

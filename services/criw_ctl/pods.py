@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from criw.errors import AlreadyExists, FailedPrecondition
+from criw.rpc.client import ask
 from criw_ctl import images
-from criw_ctl.door import Door, ask
+from criw_ctl.door import Door
 from criw_ctl.logs import LogReader, follow, status_of
 from criw_ctl.names import Inventory, Named, name_of, runs, take_inventory
 from criw_ctl.spec import POD_UID_LABEL, Wish, container_config, log_directory, logs_root, pod_config

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Collection
 from typing import Final
 
-from criw_ctl.door import Door, ask
+from criw.rpc.client import ask
+from criw_ctl.door import Door
 from criw_ctl.tables import short, size
 from criw_proto.runtime.v1 import ContainerStats, FilesystemUsage, ListContainerStatsRequest, ListContainerStatsResponse
 

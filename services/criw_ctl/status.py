@@ -10,8 +10,8 @@ from typing import Final
 from criw.config.common import AGENTS, AgentName
 from criw.config.crew import CrewFacts
 from criw.errors import Fault, PermissionDenied, Unavailable
-from criw.rpc.client import Channel
-from criw_ctl.door import ask, channel_to, check_socket
+from criw.rpc.client import Channel, ask
+from criw_ctl.door import channel_to, check_socket
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 from criw_proto.runtime.v1 import (
     RuntimeCondition,

@@ -8,7 +8,8 @@ from typing import Final, TypeAlias
 
 from prometheus_client import Counter
 
-from criw.errors import Fault, status_of
+from criw.errors import Fault
+from criw.rpc.faults import status_of
 from criw_image.reference import Reference
 from criw_proto.criw.image.v1 import LayerProgress
 from criw_proto.runtime.v1 import AuthConfig

@@ -1,18 +1,15 @@
-"""The errors raised on purpose, and their one mapping to gRPC statuses.
+"""The errors raised on purpose.
 
-Messages begin with "cannot", name the object and say what to do. Domain code raises these; only `criw.rpc` knows gRPC.
+Messages begin with "cannot", name the object and say what to do. Domain code raises these and knows no gRPC: they
+become statuses in `criw.rpc.faults`.
 """
 
 import errno
-from collections.abc import Mapping
 from typing import Final
-
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 
 
 class Fault(Exception):  # noqa: N818 — they are named by what the caller learns, as gRPC names them
-    """Base of every error raised on purpose; one direct subclass per row of `STATUS`."""
+    """Base of every error raised on purpose; one direct subclass per row of `criw.rpc.faults.STATUS`."""
 
 
 class InvalidArgument(Fault):
@@ -59,32 +56,7 @@ class Failed(Fault):
     """An operation failed for a cause the user must read: the message is all that matters (UNKNOWN for the kubelet)."""
 
 
-STATUS: Final[Mapping[type[Fault], Status]] = {
-    InvalidArgument: Status.INVALID_ARGUMENT,
-    NotFound: Status.NOT_FOUND,
-    AlreadyExists: Status.ALREADY_EXISTS,
-    FailedPrecondition: Status.FAILED_PRECONDITION,
-    ResourceExhausted: Status.RESOURCE_EXHAUSTED,
-    PermissionDenied: Status.PERMISSION_DENIED,
-    DeadlineExceeded: Status.DEADLINE_EXCEEDED,
-    Unavailable: Status.UNAVAILABLE,
-    DataLoss: Status.DATA_LOSS,
-    Unimplemented: Status.UNIMPLEMENTED,
-    Failed: Status.UNKNOWN,
-}
-
-_FAULT: Final[Mapping[Status, type[Fault]]] = {status: fault for fault, status in STATUS.items()}
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
-def status_of(fault: Fault) -> Status:
-    """The gRPC status of a fault, or of the one it is a special case of."""
-    return next((STATUS[kind] for kind in type(fault).__mro__ if kind in STATUS), Status.UNKNOWN)
-
-
-def fault_of(err: GRPCError) -> Fault:
-    """The fault another agent raised, from the status it became; statuses without a row become `Failed`."""
-    return _FAULT.get(err.status, Failed)(err.message or err.status.name)
 
 
 def fault_of_os_error(err: OSError) -> Fault | None:

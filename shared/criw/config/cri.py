@@ -1,4 +1,4 @@
-"""The door\'s part of the configuration."""
+"""The door's part of the configuration."""
 
 from criw.config.common import Common, Facts
 

@@ -1,4 +1,4 @@
-"""The image agent\'s part of the configuration."""
+"""The image agent's part of the configuration."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The network agent\'s part of the configuration."""
+"""The network agent's part of the configuration."""
 
 import ipaddress
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The storage agent\'s part of the configuration."""
+"""The storage agent's part of the configuration."""
 
 from pydantic import Field, PositiveFloat, PositiveInt
 

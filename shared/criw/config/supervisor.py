@@ -1,4 +1,4 @@
-"""The supervisor\'s part of the configuration."""
+"""The supervisor's part of the configuration."""
 
 from pathlib import Path
 

@@ -5,23 +5,25 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import betterproto2
 import grpclib.client
 from betterproto2.grpclib.grpclib_client import ServiceStub
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from h2.errors import ErrorCodes
 
-from criw.errors import DeadlineExceeded, PermissionDenied, Unavailable, fault_of
+from criw.errors import PermissionDenied
 from criw.rpc.codec import SETTINGS, Codec
+from criw.rpc.faults import BROKEN, FAILURES, as_fault
 
 _CONNECT_PAUSE_S: Final = 0.02
 
 Q = TypeVar("Q", bound=betterproto2.Message)
 A = TypeVar("A", bound=betterproto2.Message)
+T = TypeVar("T")
+Method: TypeAlias = Callable[..., Coroutine[Any, Any, A]]
 
 
 class Channel(grpclib.client.Channel):
@@ -54,58 +56,63 @@ class Channel(grpclib.client.Channel):
                 ) from err
 
 
-async def call(
-    method: Callable[..., Coroutine[Any, Any, A]], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent"
-) -> A:
-    """Call an idempotent method of another agent through its generated stub; repeated if the agent dies meanwhile.
-
-    Raises the agent's own fault; Unavailable if it cannot be reached, DeadlineExceeded if it was reached but did not
-    answer, within `timeout_s`.
-    """
-    until = time.monotonic() + timeout_s
+async def in_own_task(work: Coroutine[object, object, T]) -> T:
+    """Await a call. grpclib wakes a waiting call by cancelling its task and never takes that back."""
     caller = asyncio.current_task()
     assert caller is not None
     cancellations = caller.cancelling()
+    try:
+        return await asyncio.create_task(work, name="call")
+    except FAILURES as err:
+        if caller.cancelling() > cancellations:  # we were cancelled in the same moment
+            raise asyncio.CancelledError from err
+        raise
+
+
+async def ask(method: Method[A], request: Q, *, timeout_s: float | None = 10.0, agent: str = "the crew") -> A:
+    """Call a method once, through its generated stub: of the door, say, which repeats what may be repeated.
+
+    Raises the agent's own fault; Unavailable if it cannot be reached or the connection breaks, DeadlineExceeded if it
+    was reached but did not answer within `timeout_s` seconds.
+    """
+    try:
+        return await in_own_task(method(request, timeout=timeout_s))
+    except FAILURES as err:
+        raise as_fault(err, agent, timeout_s=timeout_s, reached=_connected(method)) from err
+
+
+async def call(method: Method[A], request: Q, *, timeout_s: float = 60.0, agent: str = "the agent") -> A:
+    """Call an idempotent method of another agent; repeated if the agent dies meanwhile. Raises as `ask`."""
+    until = time.monotonic() + timeout_s
     while True:
-        left = max(until - time.monotonic(), 0.001)
-        # In a task of its own, because grpclib wakes a waiting call by cancelling its task and never takes that back.
-        attempt = asyncio.create_task(method(request, timeout=left), name=f"call {agent}")
         try:
-            return await attempt
-        except GRPCError as err:
-            if err.status is Status.DEADLINE_EXCEEDED and not err.message:
-                _out_of_time(method, agent, timeout_s, err)
-            raise fault_of(err) from err
-        except (TimeoutError, StreamTerminatedError, ConnectionError) as err:
-            if caller.cancelling() > cancellations:  # we were cancelled in the same moment
-                raise asyncio.CancelledError from err
-            if isinstance(err, TimeoutError):
-                _out_of_time(method, agent, timeout_s, err)
-            if time.monotonic() >= until:
-                raise Unavailable(f"cannot reach {agent}: the connection broke") from err
+            return await in_own_task(method(request, timeout=max(until - time.monotonic(), 0.001)))
+        except FAILURES as err:
+            if not isinstance(err, BROKEN) or time.monotonic() >= until:
+                raise as_fault(err, agent, timeout_s=timeout_s, reached=_connected(method)) from err
         await asyncio.sleep(_CONNECT_PAUSE_S)
 
 
-def _out_of_time(method: Callable[..., object], agent: str, timeout_s: float, cause: Exception) -> NoReturn:
-    stub = getattr(method, "__self__", None)
-    if isinstance(stub, ServiceStub) and isinstance(stub.channel, Channel) and stub.channel.connected:
-        raise DeadlineExceeded(f"cannot get an answer from {agent} within {timeout_s:g} s") from cause
-    raise Unavailable(f"cannot reach {agent} within {timeout_s:g} s; is it running?") from cause
-
-
 async def watch(
-    method: Callable[..., AsyncIterator[A]], request: Q, *, agent: str = "the agent"
+    method: Callable[[Q], AsyncIterator[A]], request: Q, *, agent: str = "the agent"
 ) -> AsyncGenerator[A, None]:
-    """The messages of a streaming method, its errors as faults. Not repeated when the agent dies: Unavailable."""
+    """The messages of a streaming method. Raises as `ask`; nothing is repeated when the agent dies."""
+    messages = method(request)
+
+    async def following() -> A | None:
+        return await anext(messages, None)
+
     try:
-        async for message in method(request):
+        while (message := await in_own_task(following())) is not None:
             yield message
-    except GRPCError as err:
-        raise fault_of(err) from err
-    except TimeoutError as err:
-        raise DeadlineExceeded(f"cannot wait any longer for {agent}") from err
-    except (StreamTerminatedError, ConnectionError) as err:
-        raise Unavailable(f"cannot reach {agent}: the connection broke") from err
+    except FAILURES as err:
+        raise as_fault(err, agent) from err
+
+
+def _connected(method: Callable[..., object]) -> bool:
+    """Whether the stub `method` belongs to has a connection now."""
+    stub = getattr(method, "__self__", None)
+    return isinstance(stub, ServiceStub) and isinstance(stub.channel, Channel) and stub.channel.connected
 
 
 def never_begun(err: Exception) -> bool:

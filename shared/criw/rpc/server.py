@@ -1,7 +1,7 @@
 """What every server does around a call.
 
-Errors become statuses here and nowhere else, each call is counted and timed, and a caller must be root, the process's
-own user, or in the socket's group.
+Its errors become statuses, it is counted and timed, and the caller must be root, the process's own user, or in the
+socket's group.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from typing import Any, Protocol, TypeVar
 import betterproto2
 import grpclib.server
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from h2.errors import ErrorCodes
 
-from criw.errors import Fault, fault_of_os_error, status_of
 from criw.metrics import Metrics
 from criw.rpc.codec import SETTINGS, Codec
+from criw.rpc.faults import as_status
 from criw.rpc.peers import may_use
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class _Instrumented:
                 except asyncio.CancelledError:
                     raise
                 except Exception as err:  # the boundary: each becomes a status
-                    answered = _as_status(err, path)
+                    answered = as_status(err, path)
                     status = answered.status
                     raise answered from err
                 finally:
@@ -122,24 +122,6 @@ async def _refuse(stream: ServerStream) -> None:
     """Tell the client that the call was not begun, so that any call may be repeated (RFC 9113, section 8.7)."""
     await stream._stream.reset(ErrorCodes.REFUSED_STREAM)  # noqa: SLF001 — grpclib resets with NO_ERROR only
     stream._cancel_done = True  # noqa: SLF001
-
-
-def _as_status(err: Exception, path: str) -> GRPCError:
-    while isinstance(err, ExceptionGroup):  # of a TaskGroup: its first error is the cause, others follow from it
-        err = err.exceptions[0]
-    if isinstance(err, OSError):
-        err = fault_of_os_error(err) or err
-    if isinstance(err, GRPCError):
-        if err.status is Status.UNIMPLEMENTED and not err.message:  # of the generated method nobody has overridden
-            return GRPCError(err.status, f"cannot answer {path.rpartition('/')[2]}: this version does not have it yet")
-        return err
-    if isinstance(err, Fault):
-        log.debug("call refused", extra={"method": path, "code": status_of(err).name, "error": str(err)})
-        return GRPCError(status_of(err), str(err))
-    if isinstance(err, StreamTerminatedError | ProtocolError):
-        return GRPCError(Status.CANCELLED, f"the client ended the call: {err}")
-    log.error("call failed", extra={"method": path}, exc_info=err)
-    return GRPCError(Status.INTERNAL, "internal error, see the log of the agent")
 
 
 class _Methods(dict[str, Handler]):

@@ -10,7 +10,8 @@ import pytest
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
-from criw.errors import STATUS, Fault
+from criw.errors import Fault
+from criw.rpc.faults import STATUS
 from criw_proto.runtime import v1 as cri
 from support.door import Doorway, Supervisor
 from support.serving import serving

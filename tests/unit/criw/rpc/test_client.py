@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from criw.errors import DeadlineExceeded, NotFound, Unavailable
-from criw.rpc.client import Channel, call, watch
+from criw.rpc.client import Channel, ask, call, watch
 from criw_proto.criw.image.v1 import ImagesBase, ImagesStub, PullProgress, PullRequest
 from criw_proto.criw.network.v1 import AttachRequest, NetworkStub
 from support.serving import Gate, Scripted, raising, serving
@@ -65,6 +65,24 @@ async def test_repeating_leaves_no_cancellation_behind(path: Path, channel: Chan
         with pytest.raises(Unavailable):
             await call(NetworkStub(channel).attach, POD, timeout_s=0.3)
     assert task.cancelling() == 0
+
+
+async def test_asking_once_leaves_no_cancellation_behind(path: Path, channel: Channel) -> None:
+    gate, task = Gate(), asyncio.current_task()
+    assert task is not None
+    async with serving(path, Scripted(gate)):
+        with pytest.raises(DeadlineExceeded, match=r"^cannot get an answer from the crew within 0\.2 s"):
+            await ask(NetworkStub(channel).attach, POD, timeout_s=0.2)
+    assert task.cancelling() == 0
+
+
+async def test_what_was_asked_once_is_not_repeated_when_the_server_dies(path: Path, channel: Channel) -> None:
+    gate = Gate()
+    async with serving(path, Scripted(gate)):
+        asking = asyncio.create_task(ask(NetworkStub(channel).attach, POD))
+        await gate.begun.wait()
+    with pytest.raises(Unavailable, match=r"^cannot finish the call: the crew went away"):
+        await asking
 
 
 async def test_a_deadline_nobody_answers_in_is_unavailable(path: Path, channel: Channel) -> None:
@@ -138,5 +156,28 @@ async def test_a_stream_is_not_repeated_when_the_server_dies(path: Path, channel
         messages = watch(ImagesStub(channel).pull, PullRequest(), agent="criw-image")
         assert (await anext(messages)).image_id == "0"
         await asyncio.wait_for(server.drain(10), 5)  # nor does stopping wait for it
-        with pytest.raises(Unavailable, match="cannot reach criw-image"):
+        with pytest.raises(Unavailable, match="criw-image went away"):
             await anext(messages)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0  # see test_repeating_leaves_no_cancellation_behind
+
+
+async def test_a_watcher_that_is_cancelled_is_cancelled(path: Path, channel: Channel) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def progress() -> AsyncIterator[PullProgress]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        yield PullProgress()
+
+    async with serving(path, Pulls(progress)):
+        watching = asyncio.create_task(anext(watch(ImagesStub(channel).pull, PullRequest())))
+        await begun.wait()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+        await asyncio.wait_for(ended.wait(), 5)  # and the server does not go on for nobody
