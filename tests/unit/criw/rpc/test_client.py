@@ -158,9 +158,22 @@ async def test_a_stream_is_not_repeated_when_the_server_dies(path: Path, channel
         await asyncio.wait_for(server.drain(10), 5)  # nor does stopping wait for it
         with pytest.raises(Unavailable, match="criw-image went away"):
             await anext(messages)
+
+
+async def test_watching_leaves_no_cancellation_behind(path: Path, channel: Channel) -> None:
+    async def progress() -> AsyncIterator[PullProgress]:
+        yield PullProgress(image_id="0")
+        await asyncio.Event().wait()
+
     task = asyncio.current_task()
     assert task is not None
-    assert task.cancelling() == 0  # see test_repeating_leaves_no_cancellation_behind
+    async with serving(path, Pulls(progress)) as server, asyncio.TaskGroup() as tasks:
+        messages = watch(ImagesStub(channel).pull, PullRequest())
+        assert (await anext(messages)).image_id == "0"
+        tasks.create_task(server.drain(10))
+        with pytest.raises(Unavailable):
+            await anext(messages)  # it waits when the server goes
+    assert task.cancelling() == 0
 
 
 async def test_a_watcher_that_is_cancelled_is_cancelled(path: Path, channel: Channel) -> None:
