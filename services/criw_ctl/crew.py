@@ -5,7 +5,6 @@ all that the agents abandon: conmon processes end as its children, so none stays
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import select
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from criw import kernel
+from criw import kernel, lockfile
 from criw.config.common import AGENTS, AgentName, Common
 from criw.errors import FailedPrecondition
 from criw_ctl.forked import fork_agent, import_shared
@@ -227,23 +226,12 @@ def _hold_directories(stack: contextlib.ExitStack, settings: Common) -> None:
     for directory in (settings.run, settings.root):
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            file = stack.enter_context((directory / "up.lock").open("a+"))
+            stack.enter_context(lockfile.hold(directory / "up.lock", program="criwctl up"))
         except OSError as err:
             raise FailedPrecondition(
                 f"cannot start the crew on {directory}: {err.strerror}; run it as root, or set root and run to other "
                 "directories"
             ) from err
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            file.seek(0)
-            raise FailedPrecondition(
-                f"cannot start the crew on {directory}: criwctl up (pid {file.read().strip() or 'unknown'}) runs there "
-                "already; stop that one, or set root and run to other directories"
-            ) from err
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
 
 
 def conmons_of(settings: Common) -> int:

@@ -13,6 +13,7 @@ from criw import kernel
 from criw.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from criw.ids import is_id
 from criw.locks import KeyedLocks
+from criw.mountinfo import mounts_below
 from criw.operations import Operations, run_to_end
 from criw.store import Record, Store
 from criw_storage import overlay
@@ -81,7 +82,7 @@ class RootFilesystems:
 
     def _remove_unknown(self) -> None:
         mounts = self._mounts.resolve()  # as the kernel calls it: /var/run is a link on many hosts
-        for mount in kernel.mounts_below(mounts):
+        for mount in mounts_below(mounts):
             if mount != mounts and mount.relative_to(mounts).parts[0] not in self.records:
                 kernel.umount2(mount, flags=kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
         for found in self._mounts.iterdir():

@@ -10,9 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
-from criw import kernel
 from criw.errors import Fault
 from criw.ids import is_id
+from criw.namespaces import is_pinned
 from criw_proto.runtime.v1 import NamespaceMode
 from criw_supervisor import processes, sandbox
 from criw_supervisor.cgroups import Cgroups
@@ -117,7 +117,7 @@ class Recovery:
             pins.append(pod.files.ipc)
         infra = self._state.infra.get(pod.id)
         alive = infra is None or infra.record.state is ContainerState.RUNNING
-        return alive and all(_is_pinned(pin) for pin in pins)
+        return alive and all(is_pinned(pin) for pin in pins)
 
     def _sweep(self) -> None:
         """Remove what has our marks and no record: directories with their mounts, exit files, cgroups."""
@@ -150,8 +150,3 @@ class Recovery:
             self._cgroups.remove_empty(self._cgroup_parent, upto=self._cgroup_parent)
         except Fault as err:
             log.warning("cannot remove a cgroup without a pod", extra={"cgroup": cgroup, "error": str(err)})
-
-
-def _is_pinned(handle: Path) -> bool:
-    """Whether a namespace is mounted there."""
-    return handle.exists() and bool(kernel.mounts_below(handle))

@@ -18,6 +18,7 @@ from typing import Final
 from criw import kernel
 from criw.errors import InvalidArgument
 from criw.kernel import suppress_errno
+from criw.mountinfo import mounts_below
 from criw_proto.runtime.v1 import DnsConfig
 
 _SHM_OPTIONS: Final = "mode=1777,size=67108864"
@@ -173,7 +174,7 @@ def remove(files: SandboxFiles) -> None:
     """Remove everything. Repeating it is a success."""
     if files.directory.exists():
         unpin(files)
-        for point in kernel.mounts_below(files.directory):
+        for point in mounts_below(files.directory):
             kernel.umount2(point, flags=kernel.MNT_DETACH)
         shutil.rmtree(files.directory)
 

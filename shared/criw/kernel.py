@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -58,8 +57,6 @@ _FSCONFIG_CMD_CREATE: Final = 6
 _FSMOUNT_CLOEXEC: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
-
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and backslashes: proc(5)
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -193,15 +190,3 @@ async def in_fresh_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=body, name="fresh", daemon=True).start()
     return await asyncio.shield(asyncio.wrap_future(outcome))
-
-
-def mounts_below(directory: Path) -> list[Path]:
-    """Mount points at or below `directory` in this mount namespace, deepest first."""
-    top = os.fsencode(directory).rstrip(b"/") + b"/"
-    found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
-        name = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ", 5)[4])
-        if (name + b"/").startswith(top):
-            found.append(Path(os.fsdecode(name)))
-    found.reverse()  # mountinfo lists a mount after the one it sits on
-    return found

@@ -1,12 +1,17 @@
-"""Work and who awaits it: joined by a second caller, run to its end whatever its caller does, or side by side."""
+"""Work and how it is waited for: joined by a second caller, to its end whatever the caller does, side by side, or again
+and again until nothing is left.
+"""
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar, cast
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_LOOK_PAUSE_S: Final = 0.002
 
 Work = Callable[[], Coroutine[Any, Any, T]]
 
@@ -65,9 +70,22 @@ async def run_to_end(work: Coroutine[object, object, None], *, limit_s: float) -
     task.result()
 
 
-async def together(*work: Coroutine[object, object, object]) -> None:
-    """Run side by side to the end of each, also when one fails; then raise the first error."""
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
-    for outcome in outcomes:
+async def together(*work: Coroutine[object, object, T]) -> list[T]:
+    """Run side by side to the end of each, also when one fails; then raise the first error, or return all results."""
+    results: list[T] = []
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
+        results.append(outcome)
+    return results
+
+
+def until_gone(limit_s: float, look: Callable[[], T]) -> T:
+    """Call `look`, which sends away what is there and returns it, until nothing is or `limit_s` seconds have passed.
+
+    Returns what was there at the last look: empty when all is gone. One look is made in any case. Blocks.
+    """
+    until = time.monotonic() + limit_s
+    while (left := look()) and time.monotonic() < until:
+        time.sleep(_LOOK_PAUSE_S)
+    return left

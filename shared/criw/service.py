@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import gc
 import grp
 import logging
@@ -20,7 +19,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 import uvloop
 from aiohttp import web
 
-from criw import __version__, log
+from criw import __version__, lockfile, log
 from criw.config.common import AgentName, Common
 from criw.config.load import DEFAULT_PATH, load
 from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
@@ -84,7 +83,8 @@ async def _serve(agent: AgentName, settings: C, instance: int, build: Build[C]) 
     for directory in (settings.run, settings.run_dir(agent)):
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     settings.state_dir(agent).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _only_one(settings, agent, instance):
+    lock = settings.state_dir(agent) / f"{instance}.lock"  # two on one directory would undo each other's work
+    with lockfile.hold(lock, program=f"criw-{agent}"):
         async with (
             _http_endpoint(agent, settings, instance, readiness, metrics),
             build(Context(settings, instance, metrics)) as services,
@@ -133,25 +133,6 @@ def _group_id(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError as err:
         raise FailedPrecondition(f"cannot give the sockets to group {name}: there is no such group; make it") from err
-
-
-@contextlib.contextmanager
-def _only_one(settings: Common, agent: AgentName, instance: int) -> Iterator[None]:
-    """Hold the state directory: two processes on one would undo each other's work."""
-    lock = settings.state_dir(agent) / f"{instance}.lock"
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            file.seek(0)
-            raise FailedPrecondition(
-                f"cannot use {lock.parent}: another criw-{agent} (pid {file.read().strip() or 'unknown'}) is using it; "
-                "stop that one, or set root and run to other directories"
-            ) from err
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from criw.config.common import AGENTS, AgentName
-from criw.kernel import mounts_below
+from criw.mountinfo import mounts_below
 from criw.rpc.client import Channel
 from criw_proto.criw.network.v1 import ListRequest, NetworkStub
 from criw_proto.criw.storage.v1 import ListRootfsRequest, StorageStub

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from criw.config.crew import Config
-from criw.kernel import mounts_below
+from criw.mountinfo import mounts_below
 
 
 class Traced(Protocol):

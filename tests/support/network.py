@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from criw import kernel
 from criw.ids import new_id
+from criw.mountinfo import mounts_below
 from criw.rpc.client import call
 from criw_proto.criw.network.v1 import (
     AttachRequest,
@@ -183,7 +184,7 @@ def left_by_pods(crew: Crew) -> list[str]:
     ]
     pins = crew.config.run_dir("network") / "netns"
     found += [f"pin {pin.name}" for pin in pins.iterdir()]
-    found += [f"mount {point}" for point in kernel.mounts_below(pins)]
+    found += [f"mount {point}" for point in mounts_below(pins)]
     return found + [f"element {element}" for element in elements(crew)]
 
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from criw import kernel
 from criw.errors import Failed
 from criw.ids import new_id
+from criw.mountinfo import mounts_below
 from criw.store import Record, Store, open_store
 from criw_network import conntrack, netns
 from criw_network.addresses import parse_ranges
@@ -43,7 +44,7 @@ class Agent:
         return (
             sorted(pin.name for pin in self.pins.iterdir()),
             sorted(link.name for link in await asyncio.to_thread(self.bridge.ports)),
-            kernel.mounts_below(self.pins),
+            mounts_below(self.pins),
             [record.id for record in await self.store.all(Attachment)],
         )
 

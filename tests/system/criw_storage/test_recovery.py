@@ -14,6 +14,7 @@ import pytest
 from criw import kernel
 from criw.errors import Failed
 from criw.ids import new_id
+from criw.mountinfo import mounts_below
 from criw_storage import overlay
 from support.images import directory, file, layer
 from support.storage import Storage, running_storage, until
@@ -61,7 +62,7 @@ async def test_after_a_reboot_what_was_written_is_mounted_again_or_removed(stora
     shutil.rmtree(storage.crew.config.run)
     await storage.crew.start("storage")
     assert await storage.rootfs() == {one.name, other.name}
-    assert kernel.mounts_below(storage.mounts) == []
+    assert mounts_below(storage.mounts) == []
     assert await storage.create(image_id, one.name) == one
     assert (one / "written").read_text() == "kept"
     await storage.remove(other)
@@ -90,7 +91,7 @@ async def test_what_no_record_knows_is_removed(storage: Storage) -> None:
     (storage.state / "layers" / ("f" * 64)).mkdir()
     (storage.state / "unfinished" / ("e" * 64) / "half").mkdir(parents=True)
     await storage.crew.start("storage")
-    assert kernel.mounts_below(storage.mounts.resolve()) == [rootfs.resolve()]
+    assert mounts_below(storage.mounts.resolve()) == [rootfs.resolve()]
     assert len(storage.directories()) == 3  # the layer, the writable layer, the mount
     assert list(storage.blobs.iterdir()), "the sweep went through a mount"
     await storage.remove_all()
@@ -211,7 +212,7 @@ async def test_kills_at_any_moment_lose_nothing_acknowledged_and_leave_nothing_e
         acknowledged = set().union(*(client.acknowledged for client in clients))
         uncertain = set().union(*(client.uncertain for client in clients))
         assert acknowledged <= listed <= acknowledged | uncertain
-        assert {point.name for point in kernel.mounts_below(storage.mounts)} == listed
+        assert {point.name for point in mounts_below(storage.mounts)} == listed
         assert len(list((storage.state / "layers").iterdir())) == layers
         assert len(storage.directories()) == layers + 2 * len(listed)
         for client in clients:

@@ -7,6 +7,7 @@ import pytest
 from criw import kernel
 from criw.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from criw.ids import new_id
+from criw.mountinfo import mounts_below
 from criw_storage import overlay
 from support.images import directory, file, layer
 from support.storage import Storage, running_storage, until
@@ -36,7 +37,7 @@ async def test_creating_and_removing_again_is_the_same(storage: Storage) -> None
     (rootfs / "written").touch()
     assert {*await asyncio.gather(*(storage.create(image_id, rootfs.name) for _ in range(10)))} == {rootfs}
     assert (rootfs / "written").exists()
-    assert [str(point) for point in kernel.mounts_below(storage.mounts)] == [str(rootfs)]
+    assert [str(point) for point in mounts_below(storage.mounts)] == [str(rootfs)]
     await asyncio.gather(*(storage.remove(rootfs) for _ in range(10)))
     await storage.remove(rootfs)
     await storage.remove(Path("never seen"))
@@ -52,7 +53,7 @@ async def test_creating_and_removing_at_once_ends_in_one_of_both(storage: Storag
             storage.create(image_id, rootfs_id), storage.remove(Path(rootfs_id)), storage.create(image_id, rootfs_id)
         )
         here = await storage.rootfs() == {rootfs_id}
-        assert [point.name for point in kernel.mounts_below(storage.mounts)] == ([rootfs_id] if here else [])
+        assert [point.name for point in mounts_below(storage.mounts)] == ([rootfs_id] if here else [])
     await storage.remove(Path(rootfs_id))
     await storage.remove_image(image_id)
 
@@ -173,4 +174,4 @@ def test_a_mount_that_cannot_be_says_why(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError):
         overlay.mount(tmp_path / "target", [tmp_path / "missing"], upper=tmp_path / "upper", work=tmp_path / "work")
-    assert kernel.mounts_below(tmp_path) == []
+    assert mounts_below(tmp_path) == []

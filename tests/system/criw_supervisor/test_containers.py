@@ -12,6 +12,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw import kernel
+from criw.mountinfo import mounts_below
 from criw_proto.runtime import v1 as cri
 from support import host
 from support.client import Client
@@ -397,5 +398,5 @@ async def test_mounts_propagate_as_asked(
         assert (shared / "container" / "word").exists() is outwards
         await client.remove_pod(pod_id)
     finally:
-        for point in kernel.mounts_below(shared):
+        for point in mounts_below(shared):
             kernel.umount2(point, flags=kernel.MNT_DETACH)

@@ -14,6 +14,7 @@ import pytest
 from grpclib.exceptions import GRPCError
 
 from criw import kernel
+from criw.mountinfo import mounts_below
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups import Cgroups
 from support import host
@@ -319,7 +320,7 @@ async def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(own: 
             Cgroups().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
             Cgroups().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
         Cgroups().remove_empty(f"{crew.cgroup_parent}/{pod_id}", upto=crew.cgroup_parent)
-    for point in kernel.mounts_below(own.run):
+    for point in mounts_below(own.run):
         kernel.umount2(point, flags=kernel.MNT_DETACH)
     shutil.rmtree(own.run)
     await own.start_supervisor()

@@ -3,68 +3,11 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from criw import kernel
-
-ODD_NAMES = [
-    "plain",
-    "with space",
-    "tab\there",
-    "line\nbreak",
-    "back\\slash",
-    "looks like \\040 an escape",
-    "hash#and'quote\"",
-    "ünï—cödé",
-    "separator\u2028\x0b\x1c",
-    os.fsdecode(b"not \xff utf-8"),
-]
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[list[Path]]:
-    """Mount points below `tmp_path`, in the order they were made; gone afterwards."""
-    points: list[Path] = []
-    yield points
-    for point in reversed(points):
-        with kernel.suppress_errno(errno.EINVAL, errno.ENOENT):  # unmounted by the test
-            kernel.umount2(point, flags=kernel.MNT_DETACH)
-
-
-def mount_tmpfs(point: Path, mounted: list[Path]) -> None:
-    point.mkdir(parents=True, exist_ok=True)
-    kernel.mount("none", point, fstype="tmpfs", data="size=64k")
-    mounted.append(point)
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_mounts_with_odd_names_are_found(name: str, tmp_path: Path, mounted: list[Path]) -> None:
-    mount_tmpfs(tmp_path / name, mounted)
-    mount_tmpfs(tmp_path / name / name, mounted)
-    assert kernel.mounts_below(tmp_path) == [tmp_path / name / name, tmp_path / name]
-    assert kernel.mounts_below(tmp_path / name) == [tmp_path / name / name, tmp_path / name]
-
-
-@pytest.mark.root
-def test_only_mounts_below_the_directory_are_found(tmp_path: Path, mounted: list[Path]) -> None:
-    for name in ("pod", "pod2", "pod/a"):
-        mount_tmpfs(tmp_path / name, mounted)
-    assert kernel.mounts_below(tmp_path / "pod") == [tmp_path / "pod/a", tmp_path / "pod"]
-    assert kernel.mounts_below(tmp_path / "nothing") == []
-    assert set(mounted) < set(kernel.mounts_below(Path("/")))
-
-
-@pytest.mark.root
-def test_mounts_come_in_an_order_they_can_be_unmounted_in(tmp_path: Path, mounted: list[Path]) -> None:
-    for name in ("a", "a/b", "a/b/c", "a"):  # the last on top of the first
-        mount_tmpfs(tmp_path / name, mounted)
-    for point in kernel.mounts_below(tmp_path):
-        kernel.umount2(point)
-    assert kernel.mounts_below(tmp_path) == []
 
 
 def test_a_failed_call_tells_errno_and_paths(tmp_path: Path) -> None:

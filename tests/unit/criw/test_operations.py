@@ -1,10 +1,11 @@
 import asyncio
 import logging
+import time
 
 import pytest
 
 from criw.errors import NotFound
-from criw.operations import Operations, run_to_end
+from criw.operations import Operations, run_to_end, together, until_gone
 
 
 class Steps:
@@ -142,3 +143,45 @@ async def test_an_error_in_the_cleanup_of_a_cancelled_caller_rides_along() -> No
 async def test_cleanup_has_a_limit() -> None:
     with pytest.raises(TimeoutError):
         await run_to_end(Steps()(), limit_s=0.01)  # type: ignore[arg-type]  # its result is of no interest
+
+
+async def test_what_runs_together_is_run_to_the_end_of_each_also_when_one_fails() -> None:
+    steps = Steps()
+
+    async def fail() -> int:
+        raise NotFound("cannot find it")
+
+    both = asyncio.create_task(together(fail(), steps()))
+    await started(steps)
+    assert not both.done()
+    steps.go.set()
+    with pytest.raises(NotFound):
+        await both
+    assert steps.ended == 1
+
+
+async def test_the_results_of_what_runs_together_come_in_its_order() -> None:
+    async def late(number: int) -> int:
+        for _ in range(5 - number):
+            await asyncio.sleep(0)
+        return number
+
+    assert await together(*(late(number) for number in range(5))) == [0, 1, 2, 3, 4]
+
+
+def test_it_is_looked_again_until_nothing_is_left() -> None:
+    there = [{1, 2}, {2}, {2}, set[int]()]
+    assert until_gone(5, lambda: there.pop(0)) == set()
+    assert there == []
+
+
+def test_what_does_not_go_is_told_after_the_limit() -> None:
+    looks = []
+
+    def look() -> list[int]:
+        looks.append(time.monotonic())
+        return [7]
+
+    assert until_gone(0.02, look) == [7]
+    assert looks[-1] - looks[0] >= 0.02
+    assert until_gone(0, look) == [7]

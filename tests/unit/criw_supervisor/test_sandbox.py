@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from criw import kernel
 from criw.errors import InvalidArgument
+from criw.mountinfo import mounts_below
 from criw_proto.runtime.v1 import DnsConfig
 from criw_supervisor import sandbox
 from criw_supervisor.sandbox import SandboxFiles, check_hostname, is_hostname, resolv_conf, split_sysctls
@@ -173,7 +174,7 @@ async def test_a_pod_has_its_own_names_and_shared_memory_and_gives_them_back(fil
     finally:
         for _ in range(2):
             sandbox.unpin(files)
-        assert kernel.mounts_below(files.directory) == []
+        assert mounts_below(files.directory) == []
         assert files.directory.is_dir()
         for _ in range(2):
             sandbox.remove(files)
@@ -184,7 +185,7 @@ async def test_a_pod_has_its_own_names_and_shared_memory_and_gives_them_back(fil
 async def test_a_pod_with_the_hosts_namespaces_makes_none(files: SandboxFiles) -> None:
     await create(files, own_uts=False, own_ipc=False)
     assert files.namespaces() == {}
-    assert kernel.mounts_below(files.directory) == []
+    assert mounts_below(files.directory) == []
     assert files.mounts()["/dev/shm"] == Path("/dev/shm")
     sandbox.remove(files)
 
@@ -197,5 +198,5 @@ async def test_a_sysctl_the_kernel_refuses_is_told_and_what_was_made_is_removed(
     with pytest.raises(InvalidArgument, match=f"cannot set sysctl {name}"):
         await create(files, sysctls={name: value})
     sandbox.remove(files)
-    assert kernel.mounts_below(files.directory) == []
+    assert mounts_below(files.directory) == []
     assert not files.directory.exists()
