@@ -1,5 +1,5 @@
-"""Work and how it is waited for: joined by a second caller, to its end whatever the caller does, side by side, or again
-and again until nothing is left.
+"""Work and how it is waited for: joined by a second caller, again and again until nothing is left, to its end whatever
+its caller does, or side by side.
 """
 
 import asyncio
@@ -53,6 +53,17 @@ class Operations:
             await asyncio.wait(self._running.values())
 
 
+def until_gone(limit_s: float, look: Callable[[], T]) -> T:
+    """Call `look`, which sends away what is there and returns it, until nothing is or `limit_s` seconds have passed.
+
+    Returns what was there at the last look: empty when all is gone. One look is made in any case. Blocks.
+    """
+    until = time.monotonic() + limit_s
+    while (left := look()) and time.monotonic() < until:
+        time.sleep(_LOOK_PAUSE_S)
+    return left
+
+
 async def run_to_end(work: Coroutine[object, object, None], *, limit_s: float) -> None:
     """Await `work` even while the caller is being cancelled; then the cancellation goes on.
 
@@ -78,14 +89,3 @@ async def together(*work: Coroutine[object, object, T]) -> list[T]:
             raise outcome
         results.append(outcome)
     return results
-
-
-def until_gone(limit_s: float, look: Callable[[], T]) -> T:
-    """Call `look`, which sends away what is there and returns it, until nothing is or `limit_s` seconds have passed.
-
-    Returns what was there at the last look: empty when all is gone. One look is made in any case. Blocks.
-    """
-    until = time.monotonic() + limit_s
-    while (left := look()) and time.monotonic() < until:
-        time.sleep(_LOOK_PAUSE_S)
-    return left
