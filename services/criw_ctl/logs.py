@@ -5,9 +5,12 @@ import contextlib
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
+
+import aiofiles
+from aiofiles.threadpool.binary import AsyncBufferedReader
 
 from criw.errors import DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from criw.rpc.client import ask
@@ -55,53 +58,59 @@ class LogReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._file: AsyncBufferedReader | None = None
         self._rest = b""  # of a line that is being written
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._file:
-            self._file.close()
+            await self._file.close()
 
-    def skip_to_tail(self, lines: int) -> None:
+    async def skip_to_tail(self, lines: int) -> None:
         """Begin with the last `lines` lines of what is there now."""
-        file = self._open()
-        if file and os.fstat(file.fileno()).st_size:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                file.seek(tail_offset(data, lines))
+        if file := await self._open():
+            await file.seek(await asyncio.to_thread(_tail_of, file.fileno(), lines))
 
-    def read(self) -> Iterator[Entry]:
+    async def read(self) -> AsyncIterator[Entry]:
         """What was written since the last call."""
-        while file := self._open():
+        while file := await self._open():
             rotated = self._rotated(file)  # asked first: what is written between the two questions is read below
-            while chunk := file.read(_CHUNK):
+            while chunk := await file.read(_CHUNK):
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
-                yield from map(parse, lines)
+                for line in lines:
+                    yield parse(line)
             if not rotated:
                 return
-            file.close()
+            await file.close()
             self._file = None
             self._rest = b""
 
-    def _open(self) -> BinaryIO | None:
+    async def _open(self) -> AsyncBufferedReader | None:
         if self._file is None:
             with contextlib.suppress(FileNotFoundError):  # between the renaming and the new beginning
-                self._file = self._path.open("rb")
+                self._file = await aiofiles.open(self._path, "rb")
         return self._file
 
-    def _rotated(self, file: BinaryIO) -> bool:
+    def _rotated(self, file: AsyncBufferedReader) -> bool:
         try:
             return self._path.stat().st_ino != os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
             return False  # it is read on until there is a new one
 
 
-def show(reader: LogReader) -> None:
+def _tail_of(fd: int, lines: int) -> int:
+    if not os.fstat(fd).st_size:
+        return 0
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as data:
+        return tail_offset(data, lines)
+
+
+async def show(reader: LogReader) -> None:
     """Write what is new to our own stdout and stderr, each to its own."""
     outputs = {b"stdout": sys.stdout.buffer, b"stderr": sys.stderr.buffer}
-    for entry in reader.read():
+    async for entry in reader.read():
         outputs[entry.stream].write(entry.content)
     for output in outputs.values():
         output.flush()
@@ -129,9 +138,9 @@ async def follow(door: Door, container_id: str, reader: LogReader) -> ContainerS
     end = asyncio.create_task(ended(door, container_id), name=f"end of {container_id}")
     try:
         while not end.done():
-            show(reader)
+            await show(reader)
             await asyncio.wait({end}, timeout=POLL_S)
-        show(reader)
+        await show(reader)
         return end.result()
     finally:
         end.cancel()
@@ -144,10 +153,10 @@ async def show_log(door: Door, container_id: str, *, following: bool, tail: int 
         raise FailedPrecondition(f"cannot show the log of {container_id[:13]}: it was created without a log path")
     if not Path(status.log_path).exists():
         raise NotFound(f"cannot show the log of {container_id[:13]}: there is no {status.log_path}; was it removed?")
-    with LogReader(Path(status.log_path)) as reader:
+    async with LogReader(Path(status.log_path)) as reader:
         if tail is not None:
-            reader.skip_to_tail(tail)
+            await reader.skip_to_tail(tail)
         if following:
             await follow(door, container_id, reader)
         else:
-            show(reader)
+            await show(reader)

@@ -67,7 +67,7 @@ async def run_attached(door: Door, wish: Wish, *, remove_after: bool) -> int:
             started = await _start(door, wish, undo, interrupted)
             if not remove_after:
                 undo.pop_all()
-            with LogReader(started.log_path) as reader:
+            async with LogReader(started.log_path) as reader:
                 following = asyncio.create_task(follow(door, started.container_id, reader), name="follow the log")
                 try:
                     await _either(following, interrupted)

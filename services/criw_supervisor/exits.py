@@ -5,8 +5,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
+from asyncinotify import Mask
+
 from criw.ids import is_id
-from criw.inotify import IN_MOVED_TO, IN_Q_OVERFLOW, Inotify
+from criw.inotify import watching
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +36,18 @@ def read_exit(directory: Path, container_id: str) -> Exit | None:
 
 async def exits(directory: Path) -> AsyncGenerator[Exit, None]:
     """Every exit: those recorded already, then each as it happens, for ever. One may come twice."""
-    with Inotify() as inotify:
-        inotify.watch(directory, IN_MOVED_TO)  # conmon renames the finished file into place
+    with watching(directory, Mask.MOVED_TO) as events:  # conmon renames the finished file into place
         names = _recorded(directory)
         while True:
             for name in names:
                 if (found := read_exit(directory, name)) is not None:
                     yield found
-            event = await inotify.next()
-            if event.mask & IN_Q_OVERFLOW:
+            event = await events.get()
+            if Mask.Q_OVERFLOW in event.mask:
                 log.warning("many containers ended at once; reading all exit files again")
                 names = _recorded(directory)
             else:
-                names = [event.name]
+                names = [str(event.name)]
 
 
 def _recorded(directory: Path) -> list[str]:

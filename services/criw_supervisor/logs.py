@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Final
 
+from asyncinotify import Mask
+
 from criw.errors import FailedPrecondition, Unavailable
-from criw.inotify import IN_MOVED_TO, Inotify
+from criw.inotify import watching
 from criw.locks import KeyedLocks
 from criw_supervisor.launch import make_log_directory
 from criw_supervisor.pod import Container
@@ -40,12 +42,12 @@ async def _reopen(container: Container, path: Path) -> None:
     if await asyncio.to_thread(_is_open, container, path):
         return  # nobody renamed it; conmon would replace it with an empty one
     await asyncio.to_thread(make_log_directory, path)
-    with Inotify() as inotify:
-        inotify.watch(path.parent, IN_MOVED_TO)  # conmon makes the file beside it and renames it into place
+    # conmon makes the file beside it and renames it into place.
+    with watching(path.parent, Mask.MOVED_TO) as events:
         await asyncio.to_thread(_tell, container)
         try:
             async with asyncio.timeout(_LIMIT_S):
-                while (await inotify.next()).name != path.name:
+                while str((await events.get()).name) != path.name:
                     pass
         except TimeoutError as err:
             raise Unavailable(f"cannot reopen the log of container {container.id}: its conmon does not answer") from err

@@ -17,8 +17,8 @@ def record(stream: bytes, full: bool, content: bytes) -> bytes:
     return b" ".join([TIME, stream, b"F" if full else b"P", content]) + b"\n"
 
 
-def read_all(reader: LogReader) -> bytes:
-    return b"".join(entry.content for entry in reader.read())
+async def read_all(reader: LogReader) -> bytes:
+    return b"".join([entry.content async for entry in reader.read()])
 
 
 def test_a_full_line_ends_with_its_newline() -> None:
@@ -44,12 +44,12 @@ def test_another_format_is_refused(line: bytes) -> None:
 
 
 @given(records)
-def test_what_was_written_is_read(written: list[tuple[bytes, bool, bytes]]) -> None:
+async def test_what_was_written_is_read(written: list[tuple[bytes, bool, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "0.log")
         path.write_bytes(b"".join(record(*each) for each in written))
-        with LogReader(path) as reader:
-            entries = list(reader.read())
+        async with LogReader(path) as reader:
+            entries = [entry async for entry in reader.read()]
     assert entries == [Entry(stream, content + b"\n" * full) for stream, full, content in written]
 
 
@@ -67,49 +67,50 @@ def test_a_tail_is_the_last_lines(written: list[tuple[bytes, bool, bytes]], coun
     assert data[tail_offset(data, count) :] == b"".join(b"".join(line) for line in expected)
 
 
-def test_a_log_is_read_as_it_grows(tmp_path: Path) -> None:
+async def test_a_log_is_read_as_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
-    with LogReader(path) as reader:
-        assert read_all(reader) == b""
+    async with LogReader(path) as reader:
+        assert await read_all(reader) == b""
         line = record(b"stdout", True, b"one")
         path.write_bytes(line[:40])
-        assert read_all(reader) == b""
+        assert await read_all(reader) == b""
         with path.open("ab") as file:
             file.write(line[40:])
-        assert read_all(reader) == b"one\n"
-        assert read_all(reader) == b""
+        assert await read_all(reader) == b"one\n"
+        assert await read_all(reader) == b""
 
 
-def test_a_rotation_loses_and_doubles_nothing(tmp_path: Path) -> None:
+async def test_a_rotation_loses_and_doubles_nothing(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     path.write_bytes(record(b"stdout", True, b"one"))
-    with LogReader(path) as reader, path.open("ab") as old:
-        assert read_all(reader) == b"one\n"
-        path.rename(tmp_path / "0.log.1")
-        old.write(record(b"stdout", True, b"two"))
-        old.flush()
-        assert read_all(reader) == b"two\n"
-        old.write(record(b"stdout", True, b"three"))
-        old.flush()
-        path.write_bytes(record(b"stdout", True, b"four"))
-        assert read_all(reader) == b"three\nfour\n"
+    with path.open("ab") as old:
+        async with LogReader(path) as reader:
+            assert await read_all(reader) == b"one\n"
+            path.rename(tmp_path / "0.log.1")
+            old.write(record(b"stdout", True, b"two"))
+            old.flush()
+            assert await read_all(reader) == b"two\n"
+            old.write(record(b"stdout", True, b"three"))
+            old.flush()
+            path.write_bytes(record(b"stdout", True, b"four"))
+            assert await read_all(reader) == b"three\nfour\n"
 
 
-def test_a_tail_of_a_file_is_followed_by_what_comes(tmp_path: Path) -> None:
+async def test_a_tail_of_a_file_is_followed_by_what_comes(tmp_path: Path) -> None:
     path = tmp_path / "0.log"
     path.write_bytes(b"".join(record(b"stdout", True, b"%d" % number) for number in range(5)))
-    with LogReader(path) as reader:
-        reader.skip_to_tail(2)
-        assert read_all(reader) == b"3\n4\n"
+    async with LogReader(path) as reader:
+        await reader.skip_to_tail(2)
+        assert await read_all(reader) == b"3\n4\n"
         with path.open("ab") as file:
             file.write(record(b"stdout", True, b"5"))
-        assert read_all(reader) == b"5\n"
+        assert await read_all(reader) == b"5\n"
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_tail_of_nothing_is_nothing(tmp_path: Path, exists: bool) -> None:
+async def test_a_tail_of_nothing_is_nothing(tmp_path: Path, exists: bool) -> None:
     if exists:
         (tmp_path / "0.log").touch()
-    with LogReader(tmp_path / "0.log") as reader:
-        reader.skip_to_tail(3)
-        assert read_all(reader) == b""
+    async with LogReader(tmp_path / "0.log") as reader:
+        await reader.skip_to_tail(3)
+        assert await read_all(reader) == b""
