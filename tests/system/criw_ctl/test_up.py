@@ -20,6 +20,7 @@ from support.up import LIMIT_S, Up, running_up
 
 WELL_BEHAVED = """
     import contextlib, os
+    from criw.config.crew import CrewFacts
     from criw.service import run_service
 
     @contextlib.asynccontextmanager
@@ -27,7 +28,7 @@ WELL_BEHAVED = """
         yield []
 
     def main(argv=None):
-        run_service("{agent}", build, argv)
+        run_service("{agent}", CrewFacts, build, argv)
 """
 
 
@@ -166,7 +167,7 @@ async def test_a_second_up_is_refused_and_changes_nothing(stage: Stage) -> None:
         pids = await first.complete()
         before = state()
         async with stage.up() as second:
-            await second.line(rf"^criwctl: cannot start the crew on {stage.crew.config.run}: .*{first.process.pid}")
+            await second.line(rf"^criwctl: cannot use {stage.crew.config.run}: another .*{first.process.pid}")
             assert await second.end() == os.EX_CONFIG
         assert state() == before
         for pid in pids.values():
