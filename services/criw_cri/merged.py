@@ -12,7 +12,7 @@ from criw.errors import Fault, Unavailable
 from criw.rpc.client import Channel, call
 from criw_cri.forward import Forwarder
 from criw_cri.routes import Route
-from criw_proto.criw.network.v1 import NetworkStub
+from criw_proto.criw.network.v1 import NetworkStatusStub
 from criw_proto.criw.network.v1 import StatusRequest as NetworkStatusRequest
 from criw_proto.runtime.v1 import (
     RuntimeCondition,
@@ -34,7 +34,7 @@ class Merged:
 
     def __init__(self, forwarder: Forwarder, network: Channel) -> None:
         self._forwarder = forwarder
-        self._network = NetworkStub(network)
+        self._network = NetworkStatusStub(network)
 
     def __mapping__(self) -> dict[str, Handler]:
         return {

@@ -7,29 +7,28 @@ from criw.config.network import NetworkSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
-from criw_network.addresses import parse_ranges
-from criw_network.attachments import Attachments, Ranges
-from criw_network.bridge import Bridge
-from criw_network.builtin import Rotation, builtin
-from criw_network.rpc import NetworkRpc
+from criw_network.attachments import Attachments
+from criw_network.builtin.bridge import Bridge
+from criw_network.builtin.provider import builtin
+from criw_network.rpc import NetworkRpc, NetworkStatusRpc
 
 
 @contextlib.asynccontextmanager
 async def build(context: Context[NetworkSettings]) -> AsyncIterator[Collection[Servable]]:
     settings = context.config.network
     state = context.config.state_dir("network")
+    registry = context.metrics.registry
     bridge = Bridge(settings.bridge, owner=str(state), mtu=settings.mtu)
-    async with open_store(state / "network.db") as store:
-        saved = await store.get(Ranges, "pods")
-        networks = parse_ranges(saved.cidrs if saved else settings.pod_cidrs)
-        async with builtin(bridge, networks, await store.all(Rotation)) as provider:
-            pins = context.config.run_dir("network") / "netns"
-            attachments = Attachments(store, provider, pins, context.metrics.registry)
-            await attachments.recover()
-            try:
-                yield [NetworkRpc(attachments)]
-            finally:
-                await attachments.close()
+    async with (
+        open_store(state / "network.db") as store,
+        builtin(bridge, settings.pod_cidrs, store, registry) as provider,
+    ):
+        attachments = Attachments(store, provider, context.config.run_dir("network") / "netns", registry)
+        await attachments.recover()
+        try:
+            yield [NetworkRpc(attachments, provider.configure), NetworkStatusRpc(provider)]
+        finally:
+            await attachments.drain()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

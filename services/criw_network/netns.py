@@ -1,4 +1,4 @@
-"""Network namespaces of pods: each is pinned by a bind mount at a file named after the pod.
+"""What is done in the network namespaces of pods, each of which is pinned at a file named after its pod.
 
 These functions block; those that change the namespace of their thread say so and belong in `kernel.in_fresh_thread`.
 """
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from criw import kernel
+from criw import kernel, namespaces
 from criw.errors import InvalidArgument
-from criw_network import links
-from criw_network.netlink import Netlink
+from criw_network.netlink import links
+from criw_network.netlink.socket import Netlink
 
 _LOOPBACK: Final = 1  # the first link of every namespace
 _SYSCTL: Final = re.compile(r"net(\.[A-Za-z0-9_-]+)+")
@@ -22,27 +22,10 @@ _PROC_SYS: Final = Path("/proc/sys")
 
 def create(pin: Path) -> None:
     """Make a namespace with loopback up and pin it. Changes the thread's namespace."""
-    pin.touch(mode=0o444)
     kernel.unshare(kernel.CLONE_NEWNET)
-    kernel.mount("/proc/thread-self/ns/net", pin, flags=kernel.MS_BIND)
+    namespaces.pin("net", pin)
     with Netlink() as netlink:
         netlink.run(links.set_up(_LOOPBACK))
-
-
-def remove(pin: Path) -> None:
-    """Take the pin away, if it is there; the namespace ends with the last process in it."""
-    # EINVAL: the file is there and nothing is mounted on it.
-    with kernel.suppress_errno(errno.ENOENT, errno.EINVAL):
-        kernel.umount2(pin, flags=kernel.MNT_DETACH)
-    pin.unlink(missing_ok=True)
-
-
-def is_pinned(pin: Path) -> bool:
-    """Whether a namespace is mounted at the pin: after a reboot only the file may be left, or nothing."""
-    try:
-        return pin.stat().st_dev == Path("/proc/self/ns/net").stat().st_dev
-    except FileNotFoundError:
-        return False
 
 
 def enter(pin: Path) -> None:

@@ -1,26 +1,23 @@
-"""What the agent needs of whoever wires its pods: today the builtin provider, later also CNI plugins."""
+"""What the agent needs of whoever wires its pods: today the builtin provider, later also CNI plugins.
 
-from collections.abc import Iterable, Mapping, Sequence
+tests/unit/criw_network/test_provider.py is this contract as tests.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
-from criw.store import Record
-from criw_network.addresses import Network
-from criw_network.hostports import HostPort
-from criw_network.links import Counters
+from criw_network.netlink.links import Counters, Interface
+from criw_network.pod import Pod
 
 
-class Attachment(Record):
-    """A pod's place in the network. `addresses` have their prefix length, the primary family first.
+@dataclass(frozen=True)
+class Attached:
+    """What a pod got. `addresses` have their prefix length, the primary family first."""
 
-    With any state but `attached` it is an intent: something of it may exist, and it is to be undone.
-    """
-
-    kind: ClassVar[str] = "attachment"
-    state: Literal["attaching", "attached", "detaching"]
-    addresses: tuple[str, ...]
-    ports: tuple[HostPort, ...] = ()
+    interface: str
+    addresses: tuple[Interface, ...]
 
 
 @dataclass(frozen=True)
@@ -33,41 +30,25 @@ class Condition:
 
 
 class Provider(Protocol):
-    """Wires pods into the network. The namespace is made before `connect` and gone before `disconnect`."""
+    """Wires pods into the network. The agent makes a pod's namespace before `attach`, and ends it after `detach`."""
 
     @property
     def condition(self) -> Condition: ...
 
-    @property
-    def networks(self) -> Sequence[Network]:
-        """The pod ranges in force."""
+    async def recover(self, attached: Sequence[tuple[Pod, Attached]]) -> None:
+        """Once, before all else: take over these pods from an agent that ended, and remove what else has our marks."""
 
-    def free_addresses(self) -> Mapping[int, int]:
-        """How many pods each IP version has room for."""
+    async def attach(self, pod: Pod, netns: Path) -> Attached:
+        """Wire a pod that is not attached. What a failure leaves is for `detach`.
 
-    async def recover(self, attached: Sequence[Attachment]) -> None:
-        """Take over these pods from an agent that ended, and remove all else that carries our marks."""
+        Raises what `Network.Attach` says.
+        """
 
-    def use(self, networks: Sequence[Network], attached: Iterable[Attachment]) -> None:
-        """Change the pod ranges. Raises FailedPrecondition, changing nothing, if a pod would not fit."""
+    async def detach(self, pod: Pod, netns: Path) -> None:
+        """Undo `attach`, however far it came: a pod that is not attached, or a namespace that is gone, is a success."""
 
-    async def refresh(self) -> None:
-        """Bring the host up to date with the ranges, if pods depend on it now."""
+    async def counters(self, pods: Mapping[str, Path]) -> Mapping[str, tuple[str, Counters]]:
+        """Name and counters of each pod's interface, as the pod sees it; pods that have none are left out.
 
-    def reserve(self, pod_id: str, ports: Sequence[HostPort]) -> tuple[Attachment, Sequence[Record]]:
-        """Addresses and ports for a pod, and what else to save with them. Raises what `Network.Attach` says."""
-
-    def release(self, attachment: Attachment) -> None:
-        """Give back what `reserve` gave."""
-
-    async def connect(self, attachment: Attachment, netns: Path) -> None:
-        """Wire the pod. What a failure leaves is for `disconnect`."""
-
-    async def disconnect(self, attachment: Attachment) -> None:
-        """Undo `connect`, as far as it came."""
-
-    async def counters(self, pod_ids: Sequence[str]) -> Mapping[str, tuple[str, Counters]]:
-        """Name and counters of each pod's interface, as the pod sees it; pods that have none are left out."""
-
-    async def close(self, *, idle: bool) -> None:
-        """The agent ends; with `idle`, no pod is left and the host is to be as it was."""
+        `pods` are namespaces by the pods' ids.
+        """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from criw import kernel
+from criw import kernel, namespaces
 from criw.ids import new_id
 from criw.mountinfo import mounts_below
 from criw.rpc.client import call
@@ -20,6 +20,7 @@ from criw_proto.criw.network.v1 import (
     AttachRequest,
     DetachRequest,
     ListRequest,
+    NetworkStatusStub,
     NetworkStub,
     PortMapping,
     StatusRequest,
@@ -164,7 +165,8 @@ class NetworkClient:
         return set((await call(self.stub.list, ListRequest(), agent="criw-network")).pod_ids)
 
     async def status(self) -> StatusResponse:
-        return await call(self.stub.status, StatusRequest(), agent="criw-network")
+        stub = NetworkStatusStub(self._crew.channel("network"))
+        return await call(stub.status, StatusRequest(), agent="criw-network")
 
     async def update_config(self, *cidrs: str) -> None:
         await call(self.stub.update_config, UpdateConfigRequest(pod_cidrs=list(cidrs)), agent="criw-network")
@@ -212,14 +214,13 @@ async def outside_world() -> AsyncIterator[tuple[Place, Mapping[int, str]]]:
     link, subnet = f"ow{token}", f"172.{16 + secrets.randbelow(15)}.{secrets.randbelow(256)}"
     prefix = f"fd77:{secrets.randbelow(0xFFFF) + 1:x}:{secrets.randbelow(0xFFFF) + 1:x}"
     pin = Path(f"/run/criw-test-{token}")
-    pin.touch()
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
     def make() -> None:
         kernel.unshare(kernel.CLONE_NEWNET)
-        kernel.mount("/proc/thread-self/ns/net", pin, flags=kernel.MS_BIND)
+        namespaces.pin("net", pin)
 
     try:
         await kernel.in_fresh_thread(make)
@@ -235,9 +236,7 @@ async def outside_world() -> AsyncIterator[tuple[Place, Mapping[int, str]]]:
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("link", "del", link)
-        with kernel.suppress_errno(22):
-            kernel.umount2(pin, flags=kernel.MNT_DETACH)
-        pin.unlink()
+        namespaces.unpin(pin)
 
 
 async def answers(question: Coroutine[object, object, object]) -> bool:

@@ -13,19 +13,19 @@ import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
-from criw import kernel
+from criw import kernel, namespaces
 from criw.errors import Failed
 from criw.ids import new_id
 from criw.mountinfo import mounts_below
 from criw.store import Record, Store, open_store
-from criw_network import conntrack, netns
-from criw_network.addresses import parse_ranges
-from criw_network.attachments import Attachments
-from criw_network.bridge import Bridge
-from criw_network.builtin import Builtin, builtin
-from criw_network.hostports import HostPort
-from criw_network.nftables import Nftables
-from criw_network.provider import Attachment
+from criw_network import netns
+from criw_network.attachments import Attachment, Attachments
+from criw_network.builtin import conntrack
+from criw_network.builtin.bridge import Bridge
+from criw_network.builtin.nftables import Nftables
+from criw_network.builtin.provider import Builtin, builtin
+from criw_network.pod import HostPort, Pod
+from criw_network.provider import Attached
 
 PORT = HostPort(protocol="udp", host_port=28301, container_port=53)
 SYSCTLS = {"net.ipv4.ping_group_range": "0 1"}
@@ -48,22 +48,25 @@ class Agent:
             [record.id for record in await self.store.all(Attachment)],
         )
 
-    async def attach(self, pod_id: str) -> Attachment:
-        return await self.attachments.attach(pod_id, [PORT], SYSCTLS)
+    async def attach(self, pod_id: str) -> Attached:
+        return await self.attachments.attach(Pod(id=pod_id, ports=(PORT,), sysctls=SYSCTLS))
 
 
 @pytest_asyncio.fixture
 async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
     bridge = Bridge(f"ct{secrets.token_hex(3)}", owner=str(tmp_path), mtu=1500)
-    networks = parse_ranges([f"10.249.{secrets.randbelow(256)}.0/30"])  # room for one pod: a lost address is noticed
-    async with open_store(tmp_path / "network.db") as store, builtin(bridge, networks, ()) as provider:
-        pins = tmp_path / "netns"
-        attachments = Attachments(store, provider, pins, CollectorRegistry())
+    cidrs = [f"10.249.{secrets.randbelow(256)}.0/30"]  # room for one pod: a lost address is noticed
+    pins, registry = tmp_path / "netns", CollectorRegistry()
+    async with (
+        open_store(tmp_path / "network.db") as store,
+        builtin(bridge, cidrs, store, registry) as provider,
+    ):
+        attachments = Attachments(store, provider, pins, registry)
         await attachments.recover()
         try:
             yield Agent(attachments, store, bridge, pins)
         finally:
-            await attachments.close()
+            await attachments.drain()
     assert not bridge.exists()
     assert not list(pins.iterdir())
 
@@ -162,16 +165,15 @@ async def cancel_work(pod_id: str) -> None:
 
 
 async def works(agent: Agent, pod_id: str) -> None:
-    attached = await agent.attach(pod_id)
-    assert attached.state == "attached"
+    await agent.attach(pod_id)
     assert list(agent.attachments.ids()) == [pod_id]
     await agent.attachments.detach(pod_id)
     assert not list(agent.pins.iterdir())
 
 
-@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("which", [1, 2, 3])
 async def test_a_full_disk_leaves_the_host_as_it_was(agent: Agent, which: int) -> None:
-    """The intent cannot be written, or the record."""
+    """The intent cannot be written, or the address given last, or the record."""
     pod_id = new_id()
     untouched = await agent.contents()
     puts = 0
@@ -196,9 +198,9 @@ async def test_a_detach_that_failed_is_done_by_the_next_one(agent: Agent, step: 
     pod_id = new_id()
     untouched = await agent.contents()
     owner, name = {
-        "pin": (netns, "remove"),
+        "pin": (namespaces, "unpin"),
         "rules": (Builtin, "_close_ports"),
-        "link": (Builtin, "disconnect"),
+        "link": (Bridge, "port"),
         "record": (Store, "delete"),
     }[step]
     await agent.attach(pod_id)
@@ -225,7 +227,8 @@ async def test_a_caller_that_goes_away_cancels_nothing(agent: Agent) -> None:
     caller.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await caller
-    assert (await agent.attach(pod_id)).state == "attached"
+    await agent.attach(pod_id)
+    assert list(agent.attachments.ids()) == [pod_id]
     await agent.attachments.detach(pod_id)
 
 

@@ -1,6 +1,7 @@
 """Counters of pods, as the pod sees them."""
 
 import json
+import socket
 import time
 
 import aiohttp
@@ -28,6 +29,21 @@ async def test_counters_are_those_the_pod_itself_sees(crew: Crew, network: Netwo
         assert read["rx_packets"] >= 20
         assert read["tx_packets"] >= 20
         assert read["rx_bytes"] > 20 * 42
+
+
+async def test_what_a_pod_drops_is_counted_as_dropped(network: NetworkClient) -> None:
+    """The host's end of the pair knows nothing of that: it has sent the frames."""
+    one, two = await network.attach(), await network.attach()
+
+    def send_what_nobody_understands() -> None:
+        local_experimental = 0x88B5
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sending:
+            for _ in range(5):
+                sending.sendto(bytes(60), ("eth0", local_experimental, 0, 0, b"\xff" * 6))
+
+    await one.inside(send_what_nobody_understands)
+    assert (await stats(network, two))["rx_dropped"] >= 5
+    assert (await stats(network, one))["tx_packets"] >= 5
 
 
 async def test_all_pods_are_counted_when_none_is_named(network: NetworkClient) -> None:

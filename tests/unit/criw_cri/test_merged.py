@@ -10,12 +10,12 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw import __version__
-from criw_proto.criw.network.v1 import NetworkBase, StatusRequest, StatusResponse
+from criw_proto.criw.network.v1 import NetworkStatusBase, StatusRequest, StatusResponse
 from criw_proto.runtime import v1 as cri
 from support.door import Doorway, Supervisor
 
 
-class Network(NetworkBase):
+class Network(NetworkStatusBase):
     def __init__(self, *, ready: bool) -> None:
         self._ready = ready
 

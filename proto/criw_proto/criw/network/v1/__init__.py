@@ -6,12 +6,16 @@
 __all__ = (
     "AttachRequest",
     "AttachResponse",
+    "Bandwidth",
     "DetachRequest",
     "DetachResponse",
+    "Dns",
     "InterfaceStats",
     "ListRequest",
     "ListResponse",
     "NetworkBase",
+    "NetworkStatusBase",
+    "NetworkStatusStub",
     "NetworkStub",
     "PodStats",
     "PortMapping",
@@ -54,6 +58,33 @@ class AttachRequest(betterproto2.Message):
     dotted names below "net.", written inside the new namespace
     """
 
+    name: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    the pod's, as Kubernetes knows it
+    """
+
+    namespace: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
+    uid: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+
+    annotations: "dict[str, str]" = betterproto2.field(
+        7, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
+    )
+
+    dns: "Dns | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
+
+    bandwidth: "Bandwidth | None" = betterproto2.field(9, betterproto2.TYPE_MESSAGE, optional=True)
+
+    cgroup: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    the pod's, below the root of its hierarchies
+    """
+
+    user_namespace: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    path of the user namespace that is to own the network namespace; empty: the host's
+    """
+
 
 default_message_pool.register_message("criw.network.v1", "AttachRequest", AttachRequest)
 
@@ -75,6 +106,24 @@ default_message_pool.register_message("criw.network.v1", "AttachResponse", Attac
 
 
 @dataclass(eq=False, repr=False)
+class Bandwidth(betterproto2.Message):
+    """
+    Limits of a pod's traffic; 0 is none. Ingress is what comes to the pod.
+    """
+
+    ingress_bits_per_s: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    ingress_burst_bits: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+    egress_bits_per_s: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+
+    egress_burst_bits: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+
+
+default_message_pool.register_message("criw.network.v1", "Bandwidth", Bandwidth)
+
+
+@dataclass(eq=False, repr=False)
 class DetachRequest(betterproto2.Message):
     pod_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
@@ -88,6 +137,22 @@ class DetachResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("criw.network.v1", "DetachResponse", DetachResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Dns(betterproto2.Message):
+    """
+    How a pod resolves names: what /etc/resolv.conf says.
+    """
+
+    servers: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+
+    searches: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+
+    options: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+
+
+default_message_pool.register_message("criw.network.v1", "Dns", Dns)
 
 
 @dataclass(eq=False, repr=False)
@@ -308,30 +373,6 @@ class NetworkStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
-    async def status(
-        self,
-        message: "StatusRequest | None" = None,
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "StatusResponse":
-        """
-        Whether pods can be attached now; answered from memory.
-        """
-
-        if message is None:
-            message = StatusRequest()
-
-        return await self._unary_unary(
-            "/criw.network.v1.Network/Status",
-            message,
-            StatusResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
-
     async def update_config(
         self,
         message: "UpdateConfigRequest",
@@ -376,6 +417,32 @@ class NetworkStub(betterproto2_grpclib.ServiceStub):
         )
 
 
+class NetworkStatusStub(betterproto2_grpclib.ServiceStub):
+    async def status(
+        self,
+        message: "StatusRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "StatusResponse":
+        """
+        Whether pods can be attached now; answered from memory.
+        """
+
+        if message is None:
+            message = StatusRequest()
+
+        return await self._unary_unary(
+            "/criw.network.v1.NetworkStatus/Status",
+            message,
+            StatusResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+
 class NetworkBase(betterproto2_grpclib.ServiceBase):
     async def attach(self, message: "AttachRequest") -> "AttachResponse":
         """
@@ -397,13 +464,6 @@ class NetworkBase(betterproto2_grpclib.ServiceBase):
     async def list(self, message: "ListRequest") -> "ListResponse":
         """
         Ids of all attached pods: what the supervisor compares with its own records when it starts.
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def status(self, message: "StatusRequest") -> "StatusResponse":
-        """
-        Whether pods can be attached now; answered from memory.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -441,12 +501,6 @@ class NetworkBase(betterproto2_grpclib.ServiceBase):
         response = await self.list(request)
         await stream.send_message(response)
 
-    async def __rpc_status(self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]") -> None:
-        request = await stream.recv_message()
-        assert request is not None
-        response = await self.status(request)
-        await stream.send_message(response)
-
     async def __rpc_update_config(
         self, stream: "grpclib.server.Stream[UpdateConfigRequest, UpdateConfigResponse]"
     ) -> None:
@@ -481,12 +535,6 @@ class NetworkBase(betterproto2_grpclib.ServiceBase):
                 ListRequest,
                 ListResponse,
             ),
-            "/criw.network.v1.Network/Status": grpclib.const.Handler(
-                self.__rpc_status,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                StatusRequest,
-                StatusResponse,
-            ),
             "/criw.network.v1.Network/UpdateConfig": grpclib.const.Handler(
                 self.__rpc_update_config,
                 grpclib.const.Cardinality.UNARY_UNARY,
@@ -498,5 +546,30 @@ class NetworkBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 StatsRequest,
                 StatsResponse,
+            ),
+        }
+
+
+class NetworkStatusBase(betterproto2_grpclib.ServiceBase):
+    async def status(self, message: "StatusRequest") -> "StatusResponse":
+        """
+        Whether pods can be attached now; answered from memory.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def __rpc_status(self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.status(request)
+        await stream.send_message(response)
+
+    def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
+        return {
+            "/criw.network.v1.NetworkStatus/Status": grpclib.const.Handler(
+                self.__rpc_status,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StatusRequest,
+                StatusResponse,
             ),
         }

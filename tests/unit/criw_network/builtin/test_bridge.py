@@ -1,5 +1,5 @@
 from criw.ids import new_id
-from criw_network.bridge import Bridge
+from criw_network.builtin.bridge import Bridge
 
 
 def test_a_port_is_named_after_bridge_and_pod() -> None:

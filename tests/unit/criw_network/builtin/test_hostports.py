@@ -1,11 +1,10 @@
-import ipaddress
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from criw.errors import AlreadyExists, InvalidArgument
-from criw_network.hostports import HostPort, Taken, check, parse
+from criw_network.builtin.hostports import Taken, check
+from criw_network.pod import HostPort
 
 addresses = st.sampled_from(["", "0.0.0.0", "::", "10.0.0.1", "10.0.0.2", "127.0.0.1", "fd00::1", "fd00::2"])
 ports = st.builds(
@@ -65,29 +64,6 @@ def test_a_refused_pod_takes_none_of_its_ports() -> None:
     with pytest.raises(AlreadyExists):
         taken.take("b", [first, second])
     taken.take("c", [first])
-
-
-@given(st.text(max_size=6), st.integers(), st.integers(), st.text(max_size=20))
-def test_anything_is_a_mapping_or_refused(protocol: str, host: int, container: int, ip: str) -> None:
-    for name in (protocol, "tcp"):
-        try:
-            port = parse(name, host_port=host, container_port=container, host_ip=ip)
-        except InvalidArgument as err:
-            assert str(err).startswith("cannot map port")
-        else:
-            assert 0 < port.host_port < 65536
-            assert 0 < port.container_port < 65536
-            assert not port.host_ip or str(ipaddress.ip_address(port.host_ip)) == port.host_ip
-
-
-@pytest.mark.parametrize("address", ["fe80::1%eth0", "fd00::1%x }\nflush ruleset\n"])
-def test_an_address_brings_nothing_else_into_the_rules(address: str) -> None:
-    with pytest.raises(InvalidArgument, match="zone"):
-        parse("udp", host_port=1, container_port=2, host_ip=address)
-
-
-def test_an_address_is_kept_in_one_form() -> None:
-    assert parse("udp", host_port=1, container_port=2, host_ip="FD00:0::1").host_ip == "fd00::1"
 
 
 def test_a_pod_needs_an_address_of_the_family() -> None:

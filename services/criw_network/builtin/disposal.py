@@ -7,13 +7,12 @@ Leaving it to the end of the namespace takes 13 ms, and for ever where a process
 
 import asyncio
 import logging
-import socket
 from functools import partial
 
 from criw.kernel import in_fresh_thread
-from criw_network import links
-from criw_network.bridge import delete_link
-from criw_network.netlink import RECEIVE_BYTES
+from criw_network.builtin.bridge import delete_link
+from criw_network.netlink import links
+from criw_network.netlink.socket import RECEIVE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ class Disposal:
         gone = loop.create_future()
         with links.watch_links() as events:
             try:
-                index = socket.if_nametoindex(name)
+                index = links.index_of(name)
             except OSError:
                 return
 

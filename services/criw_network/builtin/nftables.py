@@ -11,20 +11,20 @@ import ctypes
 import errno
 import logging
 import socket
-import struct
 import threading
 from typing import Final
 
+from pyroute2.netlink import NETLINK_NETFILTER
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETTABLE, nft_table_msg
+
 from criw.errors import Failed, FailedPrecondition
-from criw_network.netlink import NETLINK_NETFILTER, Message, Netlink, attribute
+from criw_network.netlink.socket import Message, Netlink
 
 log = logging.getLogger(__name__)
 
 _SONAME: Final = "libnftables.so.1"
-_NFNL_SUBSYS_NFTABLES: Final = 10
-_NFT_MSG_GETTABLE: Final = 1
-_NFPROTO_INET: Final = 1
-_NFTA_TABLE_NAME: Final = 1
+_NFPROTO_INET: Final = 1  # linux/netfilter.h
 
 
 class Nftables:
@@ -82,10 +82,17 @@ class Nftables:
 
 def table_exists(name: str) -> bool:
     """Whether there is a table `inet <name>`; asked directly, for the library would read every table of the host."""
-    payload = struct.pack("=BBH", _NFPROTO_INET, 0, 0) + attribute(_NFTA_TABLE_NAME, name)
     with Netlink(NETLINK_NETFILTER) as netlink:
         try:
-            netlink.ask(Message(_NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETTABLE, payload, what=f"look for table {name}"))
+            netlink.ask(
+                Message(
+                    NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE,
+                    nft_table_msg,
+                    {"nfgen_family": _NFPROTO_INET},
+                    [("NFTA_TABLE_NAME", name)],
+                    what=f"look for table {name}",
+                )
+            )
         except OSError as err:
             if err.errno == errno.ENOENT:
                 return False

@@ -8,9 +8,9 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from criw_network.addresses import Network
-from criw_network.hostports import HostPort
-from criw_network.links import Address
+from criw_network.builtin.addresses import Network
+from criw_network.netlink.links import Address
+from criw_network.pod import HostPort
 
 
 @dataclass(frozen=True)

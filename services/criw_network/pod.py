@@ -1,12 +1,13 @@
-"""Host ports: what a pod asks for, and which pod has which."""
+"""What is to be attached: a pod, as the supervisor describes it."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from criw.errors import AlreadyExists, InvalidArgument
+from criw.errors import InvalidArgument
 
 Protocol: TypeAlias = Literal["tcp", "udp", "sctp"]
 _PROTOCOLS: Final[dict[str, Protocol]] = {name: name for name in get_args(Protocol)}
@@ -44,7 +45,7 @@ class HostPort(BaseModel):
         return f"{self.protocol} {self.host_port}" + (f" on {self.host_ip}" if self.host_ip else "")
 
 
-def parse(protocol: str, *, host_port: int, container_port: int, host_ip: str) -> HostPort:
+def parse_port(protocol: str, *, host_port: int, container_port: int, host_ip: str) -> HostPort:
     """One port mapping of a request. Raises InvalidArgument."""
     name = _PROTOCOLS.get(protocol)
     if name is None:
@@ -67,36 +68,40 @@ def parse(protocol: str, *, host_port: int, container_port: int, host_ip: str) -
     return HostPort(protocol=name, host_port=host_port, container_port=container_port, host_ip=host_ip)
 
 
-def check(ports: Sequence[HostPort], *, families: frozenset[int]) -> None:
-    """Raises InvalidArgument if two ports of one pod overlap, or one is on a family the pod has no address of."""
-    for at, port in enumerate(ports):
-        if not port.families & families:
-            raise InvalidArgument(f"cannot map port {port}: pods have no address of that family here")
-        for other in ports[:at]:
-            if port.overlaps(other):
-                raise InvalidArgument(f"cannot map port {port}: the request maps it twice")
+@dataclass(frozen=True)
+class Dns:
+    """How the pod resolves names."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
-class Taken:
-    """The host ports of all pods."""
+@dataclass(frozen=True)
+class Bandwidth:
+    """Limits of the pod's traffic, 0 for none. Ingress is what comes to the pod."""
 
-    def __init__(self) -> None:
-        self._ports: dict[tuple[Protocol, int], dict[HostPort, str]] = {}
+    ingress_bits_per_s: int = 0
+    ingress_burst_bits: int = 0
+    egress_bits_per_s: int = 0
+    egress_burst_bits: int = 0
 
-    def take(self, pod_id: str, ports: Sequence[HostPort]) -> None:
-        """Raises AlreadyExists, taking none, if another pod has one of them."""
-        for port in ports:
-            for other, owner in self._ports.get((port.protocol, port.host_port), {}).items():
-                if owner != pod_id and port.overlaps(other):
-                    raise AlreadyExists(f"cannot map port {port}: pod {owner} has it; remove that pod or use another")
-        for port in ports:
-            self._ports.setdefault((port.protocol, port.host_port), {})[port] = pod_id
 
-    def give_back(self, pod_id: str, ports: Sequence[HostPort]) -> None:
-        for port in ports:
-            key = (port.protocol, port.host_port)
-            owners = self._ports.get(key, {})
-            if owners.get(port) == pod_id:
-                del owners[port]
-                if not owners:
-                    del self._ports[key]
+@dataclass(frozen=True)
+class Pod:
+    """All that `Network.Attach` says. `cgroup` is below the root of its hierarchies.
+
+    `user_namespace` is the path of the one that is to own the network namespace, or empty for the host's.
+    """
+
+    id: str
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[HostPort, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    dns: Dns = Dns()
+    bandwidth: Bandwidth = Bandwidth()
+    cgroup: str = ""
+    user_namespace: str = ""

@@ -1,8 +1,8 @@
 from ipaddress import ip_address, ip_network
 
-from criw_network import ruleset
-from criw_network.hostports import HostPort
-from criw_network.ruleset import Element
+from criw_network.builtin import ruleset
+from criw_network.builtin.ruleset import Element
+from criw_network.pod import HostPort
 
 DUAL = [ip_address("10.0.0.2"), ip_address("fd00::2")]
 

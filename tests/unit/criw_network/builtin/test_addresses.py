@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criw.errors import InvalidArgument, ResourceExhausted
-from criw_network.addresses import Network, Pool, fits, gateway, mac, parse_ranges
-from criw_network.links import Address
+from criw_network.builtin.addresses import Network, Pool, fits, gateway, mac, parse_ranges
+from criw_network.netlink.links import Address
 
 
 def networks() -> st.SearchStrategy[Network]:

@@ -14,10 +14,10 @@ from typing import Final
 
 from criw import kernel
 from criw.errors import FailedPrecondition
-from criw_network import links
-from criw_network.addresses import Network, gateway, mac
-from criw_network.links import Interface, Link
-from criw_network.netlink import Netlink
+from criw_network.builtin.addresses import Network, gateway, mac
+from criw_network.netlink import links
+from criw_network.netlink.links import Interface, Link
+from criw_network.netlink.socket import Netlink
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Bridge:
     def exists(self) -> bool:
         """Whether there is a link of that name. Cheap."""
         try:
-            socket.if_nametoindex(self.name)
+            links.index_of(self.name)
         except OSError:
             return False
         return True
@@ -60,6 +60,11 @@ class Bridge:
             raise FailedPrecondition(f"cannot use bridge {self.name}: {whose}; set network.bridge to another name")
         return link
 
+    def claim(self) -> None:
+        """Raises FailedPrecondition if there is a link of that name that is not this crew's."""
+        with Netlink() as netlink:
+            self.find(netlink)
+
     def ensure(self, networks: Sequence[Network]) -> None:
         """Make the bridge as it must be for these pod ranges, whatever of it is there already.
 
@@ -74,7 +79,7 @@ class Bridge:
                 netlink.run(
                     links.new_bridge(self.name, mac=own_mac, mtu=self._mtu), links.set_alias(self.name, self._owner)
                 )
-            index = socket.if_nametoindex(self.name)
+            index = links.index_of(self.name)
             own = {address for i, address in present if i == index}
             wanted = {gateway(network) for network in networks}
             netlink.run(
@@ -111,7 +116,7 @@ class Bridge:
             host.run(
                 links.new_veth(
                     port,
-                    bridge=socket.if_nametoindex(self.name),
+                    bridge=links.index_of(self.name),
                     mtu=self._mtu,
                     peer=POD_INTERFACE,
                     peer_mac=mac(addresses[0].ip),
@@ -122,7 +127,7 @@ class Bridge:
             )
             kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
         with Netlink() as pod:
-            index = socket.if_nametoindex(POD_INTERFACE)
+            index = links.index_of(POD_INTERFACE)
             pod.run(
                 links.set_up(index),
                 *(links.add_address(index, address) for address in addresses),
@@ -140,7 +145,7 @@ class Bridge:
             netlink.run(
                 links.new_veth(
                     self.port("rehearsal"),
-                    bridge=socket.if_nametoindex(self.name),
+                    bridge=links.index_of(self.name),
                     mtu=self._mtu,
                     peer=POD_INTERFACE,
                     peer_mac=b"\x02\xc1\0\0\0\1",

@@ -1,16 +1,32 @@
 """Addresses of pods: the ranges, their gateways, and who has which."""
 
+import contextlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
-from criw.errors import InvalidArgument, ResourceExhausted
-from criw_network.links import Address, Interface
+from criw.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from criw.store import Record
+from criw_network.netlink.links import Address, Interface
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
 _LONGEST_PREFIX: Final = {4: 30, 6: 126}  # a gateway and at least one pod must fit
+
+
+class Ranges(Record):
+    """The pod ranges the kubelet set, which override the configuration. There is one, `id` "pods"."""
+
+    kind: ClassVar[str] = "ranges"
+    cidrs: tuple[str, ...]
+
+
+class Rotation(Record):
+    """Where the search for a free address goes on after a restart. `id` is the pod range."""
+
+    kind: ClassVar[str] = "rotation"
+    last: str
 
 
 def parse_ranges(cidrs: Iterable[str]) -> tuple[Network, ...]:
@@ -98,6 +114,60 @@ class Pool:
 
     def give_back(self, address: Address) -> None:
         self._taken.discard(int(address))
+
+
+class Addresses:
+    """The pod ranges in force, and what pods have of them. `rotations` are those saved by an earlier process."""
+
+    def __init__(self, networks: Sequence[Network], rotations: Iterable[Rotation]) -> None:
+        self._last = {row.id: ipaddress.ip_address(row.last) for row in rotations}
+        self._pools: tuple[Pool, ...] = ()
+        self.use(networks, {})
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(pool.network for pool in self._pools)
+
+    def free(self) -> Mapping[int, int]:
+        """How many pods each IP version has room for."""
+        return {pool.network.version: pool.free for pool in self._pools}
+
+    def rotations(self) -> list[Rotation]:
+        return [Rotation(id=str(pool.network), last=str(pool.last)) for pool in self._pools]
+
+    def use(self, networks: Sequence[Network], held: Mapping[str, Sequence[Interface]]) -> None:
+        """Change the pod ranges; `held` are the addresses that pods have.
+
+        Raises FailedPrecondition, changing nothing, if a pod would not fit.
+        """
+        for pod_id, given in held.items():
+            if not fits(given, networks):
+                raise FailedPrecondition(
+                    f"cannot use pod ranges {', '.join(map(str, networks)) or '(none)'}: pod {pod_id} has "
+                    f"{', '.join(map(str, given))}, of another range or gateway; remove the pods with such first"
+                )
+        self._last |= {str(pool.network): pool.last for pool in self._pools}
+        self._pools = tuple(Pool(network, last=self._last.get(str(network))) for network in networks)
+        for given in held.values():
+            for pool, address in self._of(given):
+                pool.occupy(address)
+
+    def take(self) -> tuple[Interface, ...]:
+        """An address of each range. Raises ResourceExhausted, taking none."""
+        with contextlib.ExitStack() as undo:
+            given: list[Interface] = []
+            for pool in self._pools:
+                given.append(pool.take())
+                undo.callback(pool.give_back, given[-1].ip)
+            undo.pop_all()
+        return tuple(given)
+
+    def give_back(self, given: Sequence[Interface]) -> None:
+        for pool, address in self._of(given):
+            pool.give_back(address)
+
+    def _of(self, given: Sequence[Interface]) -> list[tuple[Pool, Address]]:
+        return [(pool, address.ip) for address in given for pool in self._pools if address.ip in pool.network]
 
 
 def fits(addresses: Sequence[Interface], networks: Sequence[Network]) -> bool:
