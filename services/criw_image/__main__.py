@@ -17,14 +17,14 @@ from criw_image.joined import JoinedPulls
 from criw_image.pull import Puller
 from criw_image.removal import Removal
 from criw_image.rpc import ImageRpc, ImagesRpc
-from criw_proto.criw.storage.v1 import StorageStub
+from criw_proto.criw.storage.v1 import DiskStub, LayersStub
 
 
 @contextlib.asynccontextmanager
 async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collection[Servable]]:
     """Recovers first: no call is taken before what a killed agent left is gone."""
     state = context.config.state_dir("image")
-    blobs, claimed = state / "blobs", state / "claims"
+    blobs, claimed = context.config.blobs, state / "claims"
     for directory in (blobs, claimed):
         directory.mkdir(mode=0o700, exist_ok=True)
     registry = context.metrics.registry
@@ -35,7 +35,7 @@ async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collecti
         store = await stack.enter_async_context(open_store(state / "image.db"))
         channel = Channel(context.config.socket("storage"))
         stack.callback(channel.close)
-        storage = StorageStub(channel)
+        storage = LayersStub(channel)
         claims = Claims(claimed)
         catalogue = Catalogue(store, claims)
         images.set_function(lambda: catalogue.count)
@@ -51,7 +51,7 @@ async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collecti
             downloaded=downloaded,
         )
         pulls = await stack.enter_async_context(JoinedPulls(puller.pull, outcomes))
-        yield [ImageRpc(catalogue, pulls, removal, storage), ImagesRpc(catalogue, pulls)]
+        yield [ImageRpc(catalogue, pulls, removal, DiskStub(channel)), ImagesRpc(catalogue, pulls)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

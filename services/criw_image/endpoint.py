@@ -16,9 +16,11 @@ import aiohttp
 from yarl import URL
 
 from criw import __version__
-from criw.config.image import ImageSection, Registry
+from criw.config.image import ImageSection
 from criw.errors import Failed, Fault, NotFound, PermissionDenied
-from criw_image.auth import Challenge, Credentials, parse_challenges
+from criw_image.auth import Challenge, parse_challenges
+from criw_image.hosts import Host, Hosts
+from criw_image.reference import Reference
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -39,16 +41,8 @@ class Http:
     def __init__(self, session: aiohttp.ClientSession, section: ImageSection) -> None:
         self.session = session
         self.stall_timeout_s = section.stall_timeout_s
-        self._registries = section.registries
+        self.hosts = Hosts(section.registries)
         self._contexts: dict[tuple[Path, int], ssl.SSLContext] = {}
-
-    def settings(self, host: str) -> Registry:
-        """How a registry is reached: its own entry, else that of "*", else the defaults."""
-        return self._registries.get(host) or self._registries.get("*") or Registry()
-
-    def own_settings(self, host: str) -> Registry | None:
-        """The entry of exactly this host."""
-        return self._registries.get(host)
 
     async def trust(self, ca_file: Path | None) -> ssl.SSLContext | bool:
         """The system's authorities, and those of `ca_file` besides. Raises Failed if that cannot be read."""
@@ -85,33 +79,20 @@ async def open_http(section: ImageSection) -> AsyncIterator[Http]:
 
 
 class Endpoint:
-    """One repository at one base URL, for one pull: the token it is given is kept no longer.
+    """The repository of an image at one host, for one pull: the token it is given is kept no longer."""
 
-    `what` names the image in messages; `query` is added to every request.
-    """
-
-    def __init__(
-        self,
-        http: Http,
-        base: URL,
-        repository: str,
-        *,
-        what: str,
-        credentials: Credentials | None,
-        ca_file: Path | None,
-        query: Mapping[str, str] | None = None,
-    ) -> None:
-        self.base = base
+    def __init__(self, http: Http, host: Host, reference: Reference) -> None:
+        self.base = host.base
         self._http = http
-        self._repository = repository
-        self._root = base / "v2" / repository
-        self._what = what
-        self._credentials = credentials
-        self._ca_file = ca_file
-        self._query = dict(query or {})
+        self._repository = reference.repository
+        self._root = host.base / "v2" / reference.repository
+        self._what = str(reference)
+        self._credentials = host.credentials
+        self._ca_file = host.ca_file
+        self._query = host.query
         self._authorization = ""
-        if credentials is not None and credentials.registry_token:
-            self._authorization = f"Bearer {credentials.registry_token}"
+        if host.credentials is not None and host.credentials.registry_token:
+            self._authorization = f"Bearer {host.credentials.registry_token}"
         self._authenticating = asyncio.Lock()
 
     def __str__(self) -> str:
@@ -166,7 +147,7 @@ class Endpoint:
         here = url.origin()
         for _ in range(_REDIRECT_LIMIT + 1):
             ours = url.origin() == here
-            trust = await self._http.trust(self._ca_file if ours else self._http.settings(authority(url)).ca_file)
+            trust = await self._http.trust(self._ca_file if ours else self._http.hosts.ca_file(url))
             sent = {**headers, "Authorization": authorization} if ours and authorization else headers
             request = self._http.session.request(method, url, headers=sent, ssl=trust, allow_redirects=False)
             response = await stack.enter_async_context(request)
@@ -209,7 +190,7 @@ class Endpoint:
         if service := parameters.get("service"):
             asked["service"] = service
         same = realm.origin() == self.base.origin()
-        trust = await self._http.trust(self._ca_file if same else self._http.settings(authority(realm)).ca_file)
+        trust = await self._http.trust(self._ca_file if same else self._http.hosts.ca_file(realm))
         if self._credentials is not None and self._credentials.identity_token:
             grant = {"grant_type": "refresh_token", "client_id": "criw", "access_type": "offline"}
             form = grant | asked | {"refresh_token": self._credentials.identity_token}
@@ -265,11 +246,6 @@ class Endpoint:
         if isinstance(err, aiohttp.ClientConnectorError):
             return str(err.os_error.strerror or err.os_error)
         return str(err) or type(err).__name__
-
-
-def authority(url: URL) -> str:
-    """Host and port as a reference has them: the port only where it is not the scheme's."""
-    return url.authority.rpartition("@")[2] if not url.is_default_port() else url.host_subcomponent or ""
 
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes | None:

@@ -7,7 +7,6 @@ layer before it is downloaded: what any image here has already is not fetched ag
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +32,10 @@ from criw_image.manifest import (
     parse_manifest,
 )
 from criw_image.reference import Reference
-from criw_image.registry import Document, Source, find_source
 from criw_image.removal import STORAGE, Removal, stored_images
+from criw_image.source import Document, Source
 from criw_proto.criw.image.v1 import LayerProgress, LayerState
-from criw_proto.criw.storage.v1 import CommitImageRequest, StorageStub, UnpackLayerRequest
+from criw_proto.criw.storage.v1 import CommitImageRequest, LayersStub, UnpackLayerRequest
 from criw_proto.runtime.v1 import AuthConfig
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Puller:
         http: Http,
         catalogue: Catalogue,
         claims: Claims,
-        storage: StorageStub,
+        storage: LayersStub,
         removal: Removal,
         section: ImageSection,
         downloaded: Counter,
@@ -76,7 +75,7 @@ class Puller:
         The registry is asked with the credentials given even if the image is here already. Raises the faults of
         `Source`, `parse_manifest` and storage's UnpackLayer; then nothing is left of the pull.
         """
-        source = find_source(self._http, reference, auth)
+        source = Source(self._http, reference, auth)
         if (known := await self._known(source, reference)) is not None:
             return known
         top = await source.manifest()
@@ -183,10 +182,11 @@ class Puller:
                     request = UnpackLayerRequest(
                         image_id=manifest.config.digest,
                         diff_id=diff_id,
-                        blob_path=os.fspath(directory / str(number)),
+                        blob=f"{directory.name}/{number}",
                         media_type=manifest.layers[number].media_type,
                     )
-                    layer = self._layer(source, manifest.layers[number], request, layers[number], slots)
+                    path = directory / str(number)
+                    layer = self._layer(source, manifest.layers[number], path, request, layers[number], slots)
                     tasks.create_task(layer, name=f"layer {diff_id}")
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # the others are its consequences, or would be told next time
@@ -198,11 +198,11 @@ class Puller:
         self,
         source: Source,
         descriptor: Descriptor,
+        path: Path,
         request: UnpackLayerRequest,
         progress: LayerProgress,
         slots: asyncio.Semaphore,
     ) -> None:
-        path = Path(request.blob_path)
         with contextlib.suppress(NotFound):  # of the blob, which is not there yet: storage does not have the layer
             await self._unpack_layer(request)
             progress.state, progress.done_bytes = LayerState.DONE, progress.total_bytes

@@ -15,7 +15,7 @@ from criw.operations import run_to_end
 from criw.rpc.client import call
 from criw_image.catalogue import Catalogue
 from criw_image.claims import Claims
-from criw_proto.criw.storage.v1 import ListImagesRequest, RemoveImageRequest, StorageStub
+from criw_proto.criw.storage.v1 import LayersStub, ListImagesRequest, RemoveImageRequest
 
 log = logging.getLogger(__name__)
 STORAGE: Final = "criw-storage"
@@ -23,7 +23,7 @@ _STORAGE_TIMEOUT_S: Final = 60.0
 _LIMIT_S: Final = 2 * _STORAGE_TIMEOUT_S
 
 
-async def stored_images(storage: StorageStub) -> set[str]:
+async def stored_images(storage: LayersStub) -> set[str]:
     """Ids of the images storage has whole. Raises Unavailable."""
     reply = await call(storage.list_images, ListImagesRequest(), timeout_s=_STORAGE_TIMEOUT_S, agent=STORAGE)
     return set(reply.image_ids)
@@ -32,14 +32,14 @@ async def stored_images(storage: StorageStub) -> set[str]:
 class Removal:
     """`blobs` holds a directory for each pull that is running."""
 
-    def __init__(self, *, catalogue: Catalogue, claims: Claims, storage: StorageStub, blobs: Path) -> None:
+    def __init__(self, *, catalogue: Catalogue, claims: Claims, storage: LayersStub, blobs: Path) -> None:
         self._catalogue = catalogue
         self._claims = claims
         self._storage = storage
         self._blobs = blobs
 
     def blob_directory(self, image_id: str) -> Path:
-        """Where the blobs of the pull of an image are."""
+        """Where the blobs of the pull of an image are. Storage is told their paths below `blobs`."""
         return self._blobs / image_id.replace(":", "-")
 
     async def remove(self, text: str) -> None:

@@ -16,7 +16,7 @@ from criw_image.manifest import chain_id
 from criw_image.reference import parse_reference
 from criw_image.removal import STORAGE, Removal
 from criw_proto.criw.image.v1 import ImagesBase, InspectRequest, InspectResponse, PullProgress, PullRequest
-from criw_proto.criw.storage.v1 import DiskUsage, StorageStub, UsageRequest
+from criw_proto.criw.storage.v1 import DiskStub, DiskUsage, UsageRequest
 from criw_proto.runtime.v1 import (
     FilesystemIdentifier,
     FilesystemUsage,
@@ -42,11 +42,11 @@ _USAGE_TIMEOUT_S: Final = 10.0
 class ImageRpc(ImageServiceBase):
     """runtime.v1.ImageService."""
 
-    def __init__(self, catalogue: Catalogue, pulls: JoinedPulls, removal: Removal, storage: StorageStub) -> None:
+    def __init__(self, catalogue: Catalogue, pulls: JoinedPulls, removal: Removal, disk: DiskStub) -> None:
         self._catalogue = catalogue
         self._pulls = pulls
         self._removal = removal
-        self._storage = storage
+        self._disk = disk
 
     def __mapping__(self) -> dict[str, Handler]:
         listing: Mapping[str, Handler] = serialized(
@@ -89,7 +89,7 @@ class ImageRpc(ImageServiceBase):
         return RemoveImageResponse()
 
     async def image_fs_info(self, message: ImageFsInfoRequest) -> ImageFsInfoResponse:
-        usage = await call(self._storage.usage, UsageRequest(), timeout_s=_USAGE_TIMEOUT_S, agent=STORAGE)
+        usage = await call(self._disk.usage, UsageRequest(), timeout_s=_USAGE_TIMEOUT_S, agent=STORAGE)
         images = usage.images
         if images is None:
             raise Unavailable("cannot tell the disk usage yet: criw-storage has not measured it; try again")

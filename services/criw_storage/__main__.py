@@ -1,6 +1,7 @@
 """criw-storage: wiring."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,10 +12,11 @@ from criw.config.storage import StorageSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from criw.store import open_store
+from criw_storage.blobs import Blobs
 from criw_storage.images import Images
 from criw_storage.layers import Layers, open_layers
 from criw_storage.rootfs import RootFilesystems
-from criw_storage.rpc import StorageRpc
+from criw_storage.rpc import DiskRpc, LayersRpc, RootfsRpc
 from criw_storage.usage import Usage
 
 _UNPACK_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
@@ -29,9 +31,10 @@ async def build(context: Context[StorageSettings]) -> AsyncIterator[Collection[S
     seconds = Histogram(
         "criw_storage_unpack_seconds", "Time to unpack one layer.", buckets=_UNPACK_BUCKETS, registry=registry
     )
+    blobs = Blobs(context.config.blobs, owner=os.geteuid())
     async with (
         open_store(state / "storage.db") as store,
-        open_layers(store, state, workers=section.unpack_workers, seconds=seconds) as layers,
+        open_layers(store, state, blobs, workers=section.unpack_workers, seconds=seconds) as layers,
     ):
         images = Images(store, layers)
         usage = Usage()
@@ -45,7 +48,7 @@ async def build(context: Context[StorageSettings]) -> AsyncIterator[Collection[S
             async with asyncio.TaskGroup() as tasks:
                 measuring = tasks.create_task(usage.keep_measuring(section.usage_interval_s), name="measure usage")
                 try:
-                    yield [StorageRpc(layers, images, rootfs, usage, state=state)]
+                    yield [LayersRpc(images), RootfsRpc(rootfs), DiskRpc(layers, usage, state=state)]
                 finally:
                     measuring.cancel()
                     await layers.operations.cancel()  # what waits for an unpacking goes on then

@@ -65,7 +65,7 @@ class Images:
             else:
                 await self._store.delete(image)
 
-    async def unpack(self, image_id: str, diff_id: str, blob: Path, media_type: str) -> int:
+    async def unpack(self, image_id: str, diff_id: str, blob: str, media_type: str) -> int:
         """Unpack a layer for an image about to be committed; its disk space in bytes.
 
         Raises what `Layers.unpack` does, and InvalidArgument for a malformed id.

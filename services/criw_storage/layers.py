@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import secrets
-import stat
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -23,19 +22,20 @@ from prometheus_client import Histogram
 from pydantic import ConfigDict
 
 from criw import kernel
-from criw.errors import InvalidArgument, NotFound
+from criw.errors import InvalidArgument
 from criw.locks import KeyedLocks
 from criw.operations import Operations, run_to_end, together
 from criw.store import Record, Store
-from criw_storage.tree import remove_tree
+from criw_storage.blobs import Blobs
 from criw_storage.unpack import Unpacked, unpack
 from criw_storage.usage import measure
+from criw_storage.worker.removal import remove_tree
 
 log = logging.getLogger(__name__)
 
 # "…layer.v1.tar+gzip" of OCI image-spec layer.md, "…rootfs.diff.tar.gzip" of Docker's schema 2, and their kin. Which
 # of the compressions it really is, the blob's first bytes tell.
-_MEDIA_TYPE: Final = re.compile(r"(.*\.)?tar([.+](gzip|zstd))?")
+MEDIA_TYPE: Final = re.compile(r"(.*\.)?tar([.+](gzip|zstd))?")
 _CLEANUP_LIMIT_S: Final = 600.0
 
 
@@ -60,13 +60,22 @@ class Layers:
     """Use `open_layers()`; an instance is good until that block is left."""
 
     def __init__(
-        self, store: Store, state: Path, records: Iterable[Layer], *, lock: int, workers: int, seconds: Histogram
+        self,
+        store: Store,
+        state: Path,
+        blobs: Blobs,
+        records: Iterable[Layer],
+        *,
+        lock: int,
+        workers: int,
+        seconds: Histogram,
     ) -> None:
         self.records = {layer.id: layer for layer in records}
         self.operations = Operations()
         self._store = store
         self._layers = state / "layers"
         self._unfinished = state / "unfinished"
+        self._blobs = blobs
         self._lock = lock
         self._workers = asyncio.Semaphore(workers)
         self._seconds = seconds
@@ -133,13 +142,13 @@ class Layers:
 
     # Making layers
 
-    async def unpack(self, diff_id: str, blob: Path, media_type: str) -> Layer:
-        """The layer of a diff id (hex), unpacked from `blob` unless it is there. Hold it first.
+    async def unpack(self, diff_id: str, blob: str, media_type: str) -> Layer:
+        """The layer of a diff id (hex), unpacked from the blob of that name unless it is there. Hold it first.
 
-        A call for a layer that is being unpacked joins, or waits and finds it made. Raises NotFound, InvalidArgument
-        and what `unpack` raises.
+        A call for a layer that is being unpacked joins, or waits and finds it made. Raises InvalidArgument for the
+        media type, and what `Blobs.opened` and `unpack` raise.
         """
-        if _MEDIA_TYPE.fullmatch(media_type or "tar") is None:
+        if MEDIA_TYPE.fullmatch(media_type or "tar") is None:
             raise InvalidArgument(
                 f"cannot unpack layer sha256:{diff_id}: its media type {media_type!r} is not one of a tar archive, "
                 "plain or compressed with gzip or zstd; the image cannot be run here"
@@ -148,9 +157,7 @@ class Layers:
         async def fill(directory: Path) -> Unpacked:
             async with self._workers:
                 started = time.perf_counter()
-                with contextlib.ExitStack() as opened:
-                    source = await asyncio.to_thread(_open_blob, blob, diff_id)
-                    opened.callback(os.close, source)
+                with self._blobs.opened(blob) as source:
                     unpacked = await unpack(source, directory, diff_id, lock=self._lock)
                 self._seconds.observe(time.perf_counter() - started)
             if unpacked.ignored:
@@ -197,7 +204,9 @@ class Layers:
 
 
 @contextlib.asynccontextmanager
-async def open_layers(store: Store, state: Path, *, workers: int, seconds: Histogram) -> AsyncIterator[Layers]:
+async def open_layers(
+    store: Store, state: Path, blobs: Blobs, *, workers: int, seconds: Histogram
+) -> AsyncIterator[Layers]:
     """The layers in directories below `state`; `sweep()` them once all who need some hold them.
 
     `seconds` is told how long each unpacking takes. Nothing may run when the block is left.
@@ -213,7 +222,7 @@ async def open_layers(store: Store, state: Path, *, workers: int, seconds: Histo
             log.info("a layer is gone from the disk", extra={"layer": gone.id})
             await store.delete(gone, Seams(id=gone.id, implied=(), whited=()))
             records.remove(gone)
-        yield Layers(store, state, records, lock=lock, workers=workers, seconds=seconds)
+        yield Layers(store, state, blobs, records, lock=lock, workers=workers, seconds=seconds)
     finally:
         os.close(lock)
 
@@ -222,14 +231,3 @@ def _make_directory(path: Path) -> None:
     path.mkdir()
     path.chmod(0o755)  # a setgid bit of the directory above would be inherited by all in it
     os.chown(path, 0, 0)
-
-
-def _open_blob(path: Path, diff_id: str) -> int:
-    try:
-        blob = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place would block
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise NotFound(f"cannot unpack layer sha256:{diff_id}: there is no blob {path}; pull the image again") from err
-    if not stat.S_ISREG(os.fstat(blob).st_mode):
-        os.close(blob)
-        raise InvalidArgument(f"cannot unpack layer sha256:{diff_id}: {path} is not a file")
-    return blob

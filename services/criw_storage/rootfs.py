@@ -19,8 +19,8 @@ from criw.store import Record, Store
 from criw_storage import overlay
 from criw_storage.images import Images
 from criw_storage.layers import Layers
-from criw_storage.tree import remove_tree
 from criw_storage.usage import Measured, Usage, measure
+from criw_storage.worker.removal import remove_tree
 
 _CLEANUP_LIMIT_S: Final = 600.0
 
@@ -146,6 +146,7 @@ class RootFilesystems:
         (directory / "work").mkdir(mode=0o700)
         upper = self._upper(record.id)
         upper.mkdir(mode=0o755)
+        os.chown(upper, 0, 0)
         if root is not None:
             like = root.stat()
             os.chown(upper, like.st_uid, like.st_gid)

@@ -1,16 +1,17 @@
-"""The gRPC face of the storage agent."""
+"""The gRPC face of the storage agent: a service for each who calls it, so that each can be given his own only."""
 
 import os
 import time
 from pathlib import Path
 
-from criw.errors import InvalidArgument
 from criw_proto.criw.storage.v1 import (
     CommitImageRequest,
     CommitImageResponse,
     CreateRootfsRequest,
     CreateRootfsResponse,
+    DiskBase,
     DiskUsage,
+    LayersBase,
     ListImagesRequest,
     ListImagesResponse,
     ListRootfsRequest,
@@ -19,8 +20,8 @@ from criw_proto.criw.storage.v1 import (
     RemoveImageResponse,
     RemoveRootfsRequest,
     RemoveRootfsResponse,
+    RootfsBase,
     RootfsUsage,
-    StorageBase,
     UnpackLayerRequest,
     UnpackLayerResponse,
     UsageRequest,
@@ -32,21 +33,14 @@ from criw_storage.rootfs import RootFilesystems
 from criw_storage.usage import Measured, Usage
 
 
-class StorageRpc(StorageBase):
-    """criw.storage.v1.Storage. `state` is a directory on the file system of all layers."""
+class LayersRpc(LayersBase):
+    """criw.storage.v1.Layers."""
 
-    def __init__(self, layers: Layers, images: Images, rootfs: RootFilesystems, usage: Usage, *, state: Path) -> None:
-        self._layers = layers
+    def __init__(self, images: Images) -> None:
         self._images = images
-        self._rootfs = rootfs
-        self._usage = usage
-        self._state = state
 
     async def unpack_layer(self, message: UnpackLayerRequest) -> UnpackLayerResponse:
-        blob = Path(message.blob_path)
-        if not blob.is_absolute():
-            raise InvalidArgument(f"cannot unpack the blob {message.blob_path!r}: its path must be absolute")
-        size = await self._images.unpack(message.image_id, message.diff_id, blob, message.media_type)
+        size = await self._images.unpack(message.image_id, message.diff_id, message.blob, message.media_type)
         return UnpackLayerResponse(size_bytes=size)
 
     async def commit_image(self, message: CommitImageRequest) -> CommitImageResponse:
@@ -59,6 +53,13 @@ class StorageRpc(StorageBase):
     async def list_images(self, message: ListImagesRequest) -> ListImagesResponse:
         return ListImagesResponse(image_ids=list(self._images.records))
 
+
+class RootfsRpc(RootfsBase):
+    """criw.storage.v1.Rootfs."""
+
+    def __init__(self, rootfs: RootFilesystems) -> None:
+        self._rootfs = rootfs
+
     async def create_rootfs(self, message: CreateRootfsRequest) -> CreateRootfsResponse:
         return CreateRootfsResponse(path=os.fspath(await self._rootfs.create(message.rootfs_id, message.image_id)))
 
@@ -68,6 +69,15 @@ class StorageRpc(StorageBase):
 
     async def list_rootfs(self, message: ListRootfsRequest) -> ListRootfsResponse:
         return ListRootfsResponse(rootfs_ids=list(self._rootfs.records))
+
+
+class DiskRpc(DiskBase):
+    """criw.storage.v1.Disk. `state` is a directory on the file system of all layers."""
+
+    def __init__(self, layers: Layers, usage: Usage, *, state: Path) -> None:
+        self._layers = layers
+        self._usage = usage
+        self._state = state
 
     async def usage(self, message: UsageRequest) -> UsageResponse:
         layers = self._layers.records.values()  # measured when they were unpacked, and unchanged since

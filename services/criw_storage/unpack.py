@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -14,11 +15,12 @@ from typing import Final
 
 from criw import kernel
 from criw.errors import DataLoss, Failed, InvalidArgument, ResourceExhausted
-from criw_storage import worker
 from criw_storage.view import make_opaque
+from criw_storage.worker import program
 
+log = logging.getLogger(__name__)
 _START: Final = "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2 : 2 + n]; " + (
-    "from criw_storage.worker import main; main(sys.argv[2 + n :])"
+    "from criw_storage.worker.program import main; main(sys.argv[2 + n :])"
 )
 _REPORT_LIMIT: Final = 32 * 1024 * 1024  # bytes: the names of a few hundred thousand directories
 _UNLIMITED: Final = 2**62
@@ -46,24 +48,24 @@ async def unpack(blob: int, target: Path, diff_id: str, *, lock: int) -> Unpacke
     found: dict[bytes, list[bytes]] = {}
     for message in report.split(b"\0")[:-1]:
         found.setdefault(message[:1], []).append(message[1:])
-    if (reasons := found.get(worker.REFUSED)) is not None:
+    if (reasons := found.get(program.REFUSED)) is not None:
         raise InvalidArgument(
             f"cannot unpack layer sha256:{diff_id}: {reasons[0].decode(errors='replace')}; the image must be rebuilt"
         )
-    if worker.NO_SPACE in found:
+    if program.NO_SPACE in found:
         raise ResourceExhausted(f"cannot unpack layer sha256:{diff_id}: no space left; free some and try again")
-    if code or worker.DIGEST not in found:
+    if code or program.DIGEST not in found:
         raise _broken(code, diff_id)
-    digest = found[worker.DIGEST][0].decode(errors="replace")
+    digest = found[program.DIGEST][0].decode(errors="replace")
     if digest != diff_id:
-        raise DataLoss(
-            f"cannot unpack layer sha256:{diff_id}: its bytes have the digest sha256:{digest}; pull the image again"
-        )
-    await asyncio.to_thread(_make_opaque, target, _inside(found.get(worker.OPAQUE, [])))
+        # For the log only: whoever sent the blob need not be able to read it.
+        log.warning("a layer has another digest", extra={"layer": diff_id, "digest": digest})
+        raise DataLoss(f"cannot unpack layer sha256:{diff_id}: its bytes have another digest; pull the image again")
+    await asyncio.to_thread(_make_opaque, target, _inside(found.get(program.OPAQUE, [])))
     return Unpacked(
-        _inside(found.get(worker.IMPLIED, [])),
-        _inside(found.get(worker.WHITED, [])),
-        tuple(name.decode(errors="replace") for name in found.get(worker.IGNORED, [])),
+        _inside(found.get(program.IMPLIED, [])),
+        _inside(found.get(program.WHITED, [])),
+        tuple(name.decode(errors="replace") for name in found.get(program.IGNORED, [])),
     )
 
 

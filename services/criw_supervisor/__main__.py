@@ -18,7 +18,7 @@ from criw.service import Context, run_service
 from criw.store import open_store
 from criw_proto.criw.image.v1 import ImagesStub
 from criw_proto.criw.network.v1 import NetworkStub
-from criw_proto.criw.storage.v1 import StorageStub
+from criw_proto.criw.storage.v1 import DiskStub, RootfsStub
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
 from criw_supervisor.containers import Agents, Containers
@@ -53,7 +53,8 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
     processes.become_subreaper()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(config.state_dir("supervisor") / "supervisor.db"))
-        storage = StorageStub(stack.enter_context(closing(Channel(config.socket("storage")))))
+        storage = stack.enter_context(closing(Channel(config.socket("storage"))))
+        rootfs = RootfsStub(storage)
         network = NetworkStub(stack.enter_context(closing(Channel(config.socket("network")))))
         images = ImagesStub(stack.enter_context(closing(Channel(config.socket("image")))))
         state = State(store, Places(config.run_dir("supervisor")))
@@ -64,14 +65,14 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
         parent = section.cgroup_parent
         await asyncio.to_thread(cgroups.remove_empty, parent, upto=parent)  # where the probes were
         host = _host(cgroups, section.pids_limit)
-        reconcile = Reconcile(state, storage, network)
-        containers = Containers(state, handlers, cgroups, host, Agents(images, storage), reconcile)
+        reconcile = Reconcile(state, rootfs, network)
+        containers = Containers(state, handlers, cgroups, host, Agents(images, rootfs), reconcile)
         pods = Pods(state, handlers, cgroups, containers, network, reconcile, cgroup_parent=parent)
         await Recovery(state, handlers, cgroups, pods, containers, cgroup_parent=parent).run()
         reconcile.request()
         execs = Execs(handlers, output_limit=section.exec_output_limit_bytes)
         updates = Updates(state, handlers, containers, host)
-        stats = Stats(state, cgroups, storage, network)
+        stats = Stats(state, cgroups, DiskStub(storage), network)
         async with asyncio.TaskGroup() as tasks:
             ends = Ends(state, pods, containers, tasks)
             background = [

@@ -16,7 +16,7 @@ from criw.ids import new_id
 from criw.operations import Operations, run_to_end, together
 from criw.rpc.client import call
 from criw_proto.criw.image.v1 import ImagesStub, InspectRequest, InspectResponse
-from criw_proto.criw.storage.v1 import CreateRootfsRequest, RemoveRootfsRequest, StorageStub
+from criw_proto.criw.storage.v1 import CreateRootfsRequest, RemoveRootfsRequest, RootfsStub
 from criw_proto.runtime import v1 as cri
 from criw_supervisor import processes
 from criw_supervisor.cgroups import Cgroups
@@ -45,7 +45,7 @@ class Agents:
     """The other agents, as far as containers need them."""
 
     image: ImagesStub
-    storage: StorageStub
+    storage: RootfsStub
 
 
 class Containers:

@@ -12,7 +12,7 @@ from typing import Final
 from criw.errors import Fault
 from criw.rpc.client import call
 from criw_proto.criw.network.v1 import DetachRequest, ListRequest, NetworkStub
-from criw_proto.criw.storage.v1 import ListRootfsRequest, RemoveRootfsRequest, StorageStub
+from criw_proto.criw.storage.v1 import ListRootfsRequest, RemoveRootfsRequest, RootfsStub
 from criw_supervisor.state import State
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _PAUSE_S: Final = 2.0
 class Reconcile:
     """`request()` asks for a comparison; `run()` makes them, in a task of its own."""
 
-    def __init__(self, state: State, storage: StorageStub, network: NetworkStub) -> None:
+    def __init__(self, state: State, storage: RootfsStub, network: NetworkStub) -> None:
         self._state = state
         self._storage = storage
         self._network = network

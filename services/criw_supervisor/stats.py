@@ -11,7 +11,7 @@ from pathlib import Path
 from criw.kernel import suppress_errno
 from criw.rpc.client import call
 from criw_proto.criw.network.v1 import NetworkStub, PodStats, StatsRequest
-from criw_proto.criw.storage.v1 import DiskUsage, StorageStub, UsageRequest
+from criw_proto.criw.storage.v1 import DiskStub, DiskUsage, UsageRequest
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups import Cgroups, flat_keyed
 from criw_supervisor.pod import Container, Pod
@@ -97,7 +97,7 @@ def _processes_below(directory: Path) -> int:
 
 
 class Stats:
-    def __init__(self, state: State, cgroups: Cgroups, storage: StorageStub, network: NetworkStub) -> None:
+    def __init__(self, state: State, cgroups: Cgroups, storage: DiskStub, network: NetworkStub) -> None:
         self._state = state
         self._cgroups = cgroups
         self._storage = storage

@@ -158,10 +158,13 @@ def open_in_root(root: Path, name: str) -> int:
         os.close(directory)
 
 
-def open_beneath(directory: int, path: bytes) -> int:
-    """Open a directory below an open one (openat2(2)), following no symbolic link and entering no mount on the way."""
-    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV
-    how = struct.pack("QQQ", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, resolve)
+def open_beneath(directory: int, path: bytes, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> int:
+    """Open something below an open directory (openat2(2)), following no link and entering no mount on the way.
+
+    `path` must not have a NUL, which would end it there. ELOOP tells of a link, EXDEV of a mount or a way out.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV  # magic links are symbolic ones, too
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _check(int(_libc.syscall(_SYS_OPENAT2, directory, path, how, len(how))), os.fsdecode(path))
 
 

@@ -15,7 +15,7 @@ from criw.config.common import AGENTS, AgentName
 from criw.mountinfo import mounts_below
 from criw.rpc.client import Channel
 from criw_proto.criw.network.v1 import ListRequest, NetworkStub
-from criw_proto.criw.storage.v1 import ListRootfsRequest, StorageStub
+from criw_proto.criw.storage.v1 import ListRootfsRequest, RootfsStub
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups import Cgroups
 from support import images
@@ -99,7 +99,7 @@ def names(directory: Path) -> set[str]:
 async def state_of(crew: Crew) -> dict[str, set[str]]:
     """Ids of everything that exists, by where it exists."""
     run, root = crew.config.run, crew.config.root
-    rootfs = await StorageStub(crew.channel("storage")).list_rootfs(ListRootfsRequest(), timeout=30)
+    rootfs = await RootfsStub(crew.channel("storage")).list_rootfs(ListRootfsRequest(), timeout=30)
     attached = await NetworkStub(crew.channel("network")).list(ListRequest(), timeout=30)
     pod_mounts = [point.relative_to(run / "supervisor" / "pods") for point in mounts_below(run / "supervisor" / "pods")]
     return {

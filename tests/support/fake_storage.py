@@ -1,42 +1,41 @@
-"""Storage in memory, behind a real gRPC socket: for tests that need it to fail, to wait, or to forget on demand.
+"""The storage agent's Layers without a disk, behind a real socket: for tests that need it to fail, wait or forget.
 
-It checks the layers it is given, as the real agent does, and keeps only their digests and sizes.
+It reads blobs by the real agent's own rules and parser, and keeps only their digests and sizes. What it promises is
+held to the real agent in tests/unit/criw_storage/test_contract.py.
 """
 
 import asyncio
 import contextlib
-import gzip
-import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import zstandard
-
-from criw.errors import DataLoss, FailedPrecondition, Fault, NotFound
-from criw.metrics import Metrics
+from criw.errors import DataLoss, FailedPrecondition, Fault, InvalidArgument
 from criw.rpc.client import Channel
-from criw.rpc.server import Server
 from criw_proto.criw.storage.v1 import (
     CommitImageRequest,
     CommitImageResponse,
-    DiskUsage,
+    LayersBase,
     ListImagesRequest,
     ListImagesResponse,
     RemoveImageRequest,
     RemoveImageResponse,
-    RootfsUsage,
-    StorageBase,
     UnpackLayerRequest,
     UnpackLayerResponse,
-    UsageRequest,
-    UsageResponse,
 )
+from criw_storage.blobs import Blobs
+from criw_storage.layers import MEDIA_TYPE
+from criw_storage.worker.stream import Refused, Stream, uncompressed
+from criw_storage.worker.tar import entries
+from support.serving import serving
+
+_LIMIT_BYTES = 2**30
 
 
-class FakeStorage(StorageBase):
+class FakeStorage(LayersBase):
     """`calls` are the requests answered or refused, in order. `fail[method]` is raised by its next call."""
 
-    def __init__(self) -> None:
+    def __init__(self, blobs: Path) -> None:
         self.layers: dict[str, int] = {}
         self.held: dict[str, set[str]] = {}
         self.images: dict[str, tuple[str, ...]] = {}
@@ -46,6 +45,7 @@ class FakeStorage(StorageBase):
         self.may_unpack = asyncio.Event()
         self.may_unpack.set()
         self.unpacking = asyncio.Event()
+        self._blobs = Blobs(blobs, owner=os.geteuid())
 
     def forget_uncommitted(self) -> None:
         """What a restart of the agent does."""
@@ -63,16 +63,13 @@ class FakeStorage(StorageBase):
 
     async def unpack_layer(self, message: UnpackLayerRequest) -> UnpackLayerResponse:
         self._called("unpack_layer", message)
+        if MEDIA_TYPE.fullmatch(message.media_type) is None:
+            raise InvalidArgument(f"cannot unpack {message.diff_id}: its media type is {message.media_type!r}")
         if message.diff_id not in self.layers:
-            path = Path(message.blob_path)
-            if not path.exists():
-                raise NotFound(f"cannot unpack {message.diff_id}: there is no blob {path}")
-            self.unpacking.set()
-            await self.may_unpack.wait()
-            tar = _uncompressed(path.read_bytes(), message.media_type)
-            if f"sha256:{hashlib.sha256(tar).hexdigest()}" != message.diff_id:
-                raise DataLoss(f"cannot unpack {message.diff_id}: the layer has another digest")
-            self.layers[message.diff_id] = len(tar)
+            with self._blobs.opened(message.blob) as blob:
+                self.unpacking.set()
+                await self.may_unpack.wait()
+                self.layers[message.diff_id] = _size(blob, message.diff_id)
             self.unpacked.append(message.diff_id)
         self.held.setdefault(message.image_id, set()).add(message.diff_id)
         return UnpackLayerResponse(size_bytes=self.layers[message.diff_id])
@@ -83,6 +80,7 @@ class FakeStorage(StorageBase):
             raise FailedPrecondition(f"cannot commit {message.image_id}: a layer is not unpacked")
         self.images[message.image_id] = tuple(message.diff_ids)
         self.held.pop(message.image_id, None)
+        self._collect()
         return CommitImageResponse(size_bytes=sum(self.layers[diff_id] for diff_id in set(message.diff_ids)))
 
     async def remove_image(self, message: RemoveImageRequest) -> RemoveImageResponse:
@@ -96,37 +94,23 @@ class FakeStorage(StorageBase):
         self._called("list_images", message)
         return ListImagesResponse(image_ids=sorted(self.images))
 
-    async def usage(self, message: UsageRequest) -> UsageResponse:
-        self._called("usage", message)
-        return UsageResponse(
-            mountpoint="/",
-            images=DiskUsage(timestamp_ns=1, used_bytes=sum(self.layers.values()), inodes_used=len(self.layers)),
-            rootfs=[
-                RootfsUsage(rootfs_id="a", writable=DiskUsage(timestamp_ns=2, used_bytes=10, inodes_used=1)),
-                RootfsUsage(rootfs_id="b", writable=DiskUsage(timestamp_ns=3, used_bytes=20, inodes_used=2)),
-            ],
-        )
 
-
-def _uncompressed(blob: bytes, media_type: str) -> bytes:
-    if media_type.endswith("gzip"):
-        return gzip.decompress(blob)
-    if media_type.endswith("zstd"):
-        return zstandard.decompress(blob)
-    return blob
+def _size(blob: int, diff_id: str) -> int:
+    """Bytes of a whole layer of that diff id."""
+    stream = Stream(uncompressed(blob), limit=_LIMIT_BYTES)
+    try:
+        for _ in entries(stream):
+            pass
+    except Refused as err:
+        raise InvalidArgument(f"cannot unpack {diff_id}: {err}") from err
+    if f"sha256:{stream.digest()}" != diff_id:
+        raise DataLoss(f"cannot unpack {diff_id}: the layer has another digest")
+    return stream.position
 
 
 @contextlib.asynccontextmanager
-async def running_storage(storage: StorageBase, socket: Path) -> AsyncIterator[Channel]:
+async def running_storage(storage: LayersBase, socket: Path) -> AsyncIterator[Channel]:
     """Serve it at `socket`; a connection to it."""
-    server = Server([storage], Metrics("storage"), group=None)
-    socket.parent.mkdir(parents=True, exist_ok=True)
-    await server.start(path=str(socket))
-    channel = Channel(socket)
-    try:
-        yield channel
-    finally:
-        channel.close()
-        server.close()
-        await server.wait_closed()
-        socket.unlink(missing_ok=True)
+    async with serving(socket, storage):
+        with contextlib.closing(Channel(socket)) as channel:
+            yield channel

@@ -22,7 +22,7 @@ class Images:
         self.crew = crew
         self.channel = channel or crew.channel("image")
         self.stub = cri.ImageServiceStub(self.channel, timeout=LIMIT_S)
-        self._storage = storage.StorageStub(crew.channel("storage"), timeout=LIMIT_S)
+        self._storage = storage.LayersStub(crew.channel("storage"), timeout=LIMIT_S)
 
     async def pull(self, reference: str, auth: cri.AuthConfig | None = None) -> str:
         request = cri.PullImageRequest(image=cri.ImageSpec(image=reference), auth=auth)

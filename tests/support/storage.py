@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ from criw.rpc.client import call
 from criw_proto.criw.storage.v1 import (
     CommitImageRequest,
     CreateRootfsRequest,
+    DiskStub,
+    LayersStub,
     ListImagesRequest,
     ListRootfsRequest,
     RemoveImageRequest,
     RemoveRootfsRequest,
-    StorageStub,
+    RootfsStub,
     UnpackLayerRequest,
     UsageRequest,
     UsageResponse,
@@ -40,32 +43,32 @@ class Storage:
         self.crew = crew
         self.state = crew.config.state_dir("storage")
         self.mounts = crew.config.run_dir("storage") / "rootfs"
-        self.blobs = crew.directory / "blobs"
-        self.blobs.mkdir(exist_ok=True)
+        self.blobs = crew.config.blobs
+        self.blobs.mkdir(parents=True, exist_ok=True)
+        self.layers = LayersStub(crew.channel("storage"))
+        self._rootfs = RootfsStub(crew.channel("storage"))
+        self._disk = DiskStub(crew.channel("storage"))
 
-    @property
-    def stub(self) -> StorageStub:
-        return StorageStub(self.crew.channel("storage"))
-
-    def blob(self, data: bytes) -> Path:
+    def blob(self, data: bytes) -> str:
+        """The name of a blob with these bytes, put where the image agent would."""
         path = self.blobs / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
-        return path
+        return path.name
 
     async def unpack(self, image_id: str, layer: Layer, *, media_type: str = MEDIA_TYPE) -> int:
         """UnpackLayer; the layer's size in bytes."""
         request = UnpackLayerRequest(
             image_id=image_id,
             diff_id=layer.diff_id,
-            blob_path=os.fspath(self.blob(layer.blob)),
+            blob=self.blob(layer.blob),
             media_type=media_type,
         )
-        return (await call(self.stub.unpack_layer, request)).size_bytes
+        return (await call(self.layers.unpack_layer, request)).size_bytes
 
     async def commit(self, image_id: str, layers: Sequence[Layer]) -> int:
         """CommitImage; the image's size in bytes."""
         request = CommitImageRequest(image_id=image_id, diff_ids=[layer.diff_id for layer in layers])
-        return (await call(self.stub.commit_image, request)).size_bytes
+        return (await call(self.layers.commit_image, request)).size_bytes
 
     async def add(self, *layers: Layer) -> str:
         """Unpack and commit an image of these layers, lowest first; its id."""
@@ -77,26 +80,26 @@ class Storage:
     async def create(self, image_id: str, rootfs_id: str = "") -> Path:
         """CreateRootfs; the mounted directory, whose name is the id."""
         request = CreateRootfsRequest(rootfs_id=rootfs_id or new_id(), image_id=image_id)
-        return Path((await call(self.stub.create_rootfs, request)).path)
+        return Path((await call(self._rootfs.create_rootfs, request)).path)
 
     async def remove(self, rootfs: Path) -> None:
         """RemoveRootfs."""
-        await call(self.stub.remove_rootfs, RemoveRootfsRequest(rootfs_id=rootfs.name))
+        await call(self._rootfs.remove_rootfs, RemoveRootfsRequest(rootfs_id=rootfs.name))
 
     async def remove_image(self, image_id: str) -> None:
         """RemoveImage."""
-        await call(self.stub.remove_image, RemoveImageRequest(image_id=image_id))
+        await call(self.layers.remove_image, RemoveImageRequest(image_id=image_id))
 
     async def images(self) -> set[str]:
         """ListImages."""
-        return set((await call(self.stub.list_images, ListImagesRequest())).image_ids)
+        return set((await call(self.layers.list_images, ListImagesRequest())).image_ids)
 
     async def rootfs(self) -> set[str]:
         """ListRootfs."""
-        return set((await call(self.stub.list_rootfs, ListRootfsRequest())).rootfs_ids)
+        return set((await call(self._rootfs.list_rootfs, ListRootfsRequest())).rootfs_ids)
 
     async def usage(self) -> UsageResponse:
-        return await call(self.stub.usage, UsageRequest())
+        return await call(self._disk.usage, UsageRequest())
 
     async def remove_all(self) -> None:
         """Every root filesystem and image there is."""
@@ -128,7 +131,7 @@ class Storage:
             if entry.name.isdecimal():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     command = (entry / "cmdline").read_bytes()
-                    if b"criw_storage.worker" in command and os.fsencode(self.state) in command:
+                    if b"criw_storage.worker.program" in command and os.fsencode(self.state) in command:
                         found.append(int(entry.name))
         return found
 
@@ -144,7 +147,11 @@ class Storage:
 async def running_storage(extra_toml: str = "") -> AsyncIterator[Storage]:
     """Start a storage agent of its own; at the end nothing of it may be left on the host."""
     async with running_crew(["storage"], extra_toml=extra_toml) as crew:
-        yield Storage(crew)
+        storage = Storage(crew)
+        try:
+            yield storage
+        finally:
+            shutil.rmtree(storage.blobs)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -71,6 +71,11 @@ class Common(Section):
         """Where a process keeps what survives a reboot."""
         return self.root / name
 
+    @property
+    def blobs(self) -> Path:
+        """Where the image agent keeps the blobs that it names to the storage agent."""
+        return self.state_dir("image") / "blobs"
+
     def run_dir(self, name: AgentName) -> Path:
         """Where a process keeps sockets, pins and mounts."""
         return self.run / name

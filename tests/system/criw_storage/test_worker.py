@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from criw import kernel
 from criw.errors import DataLoss, InvalidArgument, ResourceExhausted
-from criw_storage.tree import remove_tree
 from criw_storage.unpack import unpack
+from criw_storage.worker.removal import remove_tree
 from support import images
 from support.crew import Crew
 from support.images import directory, file, layer, symlink, tar_of
@@ -64,10 +64,11 @@ async def test_the_worker_has_a_world_of_its_own(storage: Storage, sparse_gigaby
 
 @pytest_asyncio.fixture
 async def crowded(tmp_path: Path) -> AsyncIterator[Storage]:
-    """An agent whose directories are on a file system of 20 MB and 2000 inodes."""
+    """An agent whose state is on a file system of 20 MB and 2000 inodes."""
     crew = Crew()
-    crew.config.root.mkdir()
-    kernel.mount("tmpfs", crew.config.root, fstype="tmpfs", data="size=20m,nr_inodes=2000")
+    state = crew.config.state_dir("storage")
+    state.mkdir(parents=True)
+    kernel.mount("tmpfs", state, fstype="tmpfs", data="size=20m,nr_inodes=2000")
     try:
         await crew.start("storage")
         storage = Storage(crew)
@@ -75,7 +76,7 @@ async def crowded(tmp_path: Path) -> AsyncIterator[Storage]:
         assert storage.directories() == []
     finally:
         await crew.close()
-        kernel.umount2(crew.config.root)
+        kernel.umount2(state)
         remove_tree(crew.directory)
 
 
@@ -162,7 +163,8 @@ async def test_a_worker_dies_with_whoever_waits_for_it(tmp_path: Path, sparse_gi
     (tmp_path / "blob").write_bytes(sparse_gigabyte.blob)
     source = os.open(tmp_path / "blob", os.O_RDONLY)
     task = asyncio.create_task(unpack(source, target, "0" * 64, lock=lock))
-    await until((target / "zeros").exists)
+    zeros = target / "zeros"
+    await until(lambda: zeros.exists() and zeros.stat().st_size > 0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -171,5 +173,4 @@ async def test_a_worker_dies_with_whoever_waits_for_it(tmp_path: Path, sparse_gi
     again = os.open(tmp_path / "lock", os.O_RDONLY)
     fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(again)
-    size = (target / "zeros").stat().st_size
-    assert 0 < size < 1024**3
+    assert zeros.stat().st_size < 1024**3

@@ -32,7 +32,7 @@ from criw_image.pull import Puller
 from criw_image.reference import parse_reference
 from criw_image.removal import Removal
 from criw_proto.criw.image.v1 import LayerProgress, LayerState
-from criw_proto.criw.storage.v1 import CommitImageRequest, RemoveImageRequest, StorageStub, UnpackLayerRequest
+from criw_proto.criw.storage.v1 import CommitImageRequest, LayersStub, RemoveImageRequest, UnpackLayerRequest
 from criw_proto.runtime.v1 import AuthConfig
 from support import images
 from support.fake_storage import FakeStorage, running_storage
@@ -79,7 +79,7 @@ async def instance(
     )
     claims = Claims(state / "claims")
     catalogue = Catalogue(store, claims)
-    stub = StorageStub(channel)
+    stub = LayersStub(channel)
     removal = Removal(catalogue=catalogue, claims=claims, storage=stub, blobs=state / "blobs")
     downloaded = Counter("bytes", "Bytes.", registry=CollectorRegistry())
     async with open_http(section) as http:
@@ -98,7 +98,7 @@ async def instance(
 @pytest_asyncio.fixture
 async def worlds(tmp_path: Path) -> AsyncIterator[tuple[World, World]]:
     """Two instances on the same state."""
-    storage = FakeStorage()
+    storage = FakeStorage(tmp_path / "blobs")
     async with contextlib.AsyncExitStack() as stack:
         registry = await stack.enter_async_context(scripted_registry())
         registry.add("a/b:1", IMAGE)
@@ -141,10 +141,10 @@ async def test_storage_is_told_the_type_and_finds_the_blob(world: World) -> None
     await world.storage.unpacking.wait()
     request = calls(world, UnpackLayerRequest)[-1]
     assert isinstance(request, UnpackLayerRequest)
-    assert Path(request.blob_path).is_absolute()
-    assert images.digest_of(Path(request.blob_path).read_bytes()) in {images.digest_of(b) for b in IMAGE.blobs}
+    blob = world.state / "blobs" / request.blob
+    assert images.digest_of(blob.read_bytes()) in {images.digest_of(b) for b in IMAGE.blobs}
     assert (request.image_id, request.media_type) == (IMAGE.id, images.OCI.layers[images.Compression.GZIP])
-    assert Path(request.blob_path).stat().st_mode & 0o077 == 0
+    assert blob.stat().st_mode & 0o077 == 0
     world.storage.may_unpack.set()
     await task
 

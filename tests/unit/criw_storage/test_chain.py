@@ -9,10 +9,10 @@ import pytest
 from criw.errors import Failed, InvalidArgument
 from criw_storage import chain
 from criw_storage.chain import Patch
-from criw_storage.stream import Stream
-from criw_storage.tree import Tree
 from criw_storage.view import is_opaque, make_opaque
-from criw_storage.worker import unpack
+from criw_storage.worker.program import unpack
+from criw_storage.worker.stream import Stream
+from criw_storage.worker.tree import Tree
 from support.images import Entry, directory, file, hard_link, opaque, symlink, tar_of, whiteout
 
 pytestmark = pytest.mark.root  # whiteouts are devices, and the marks of opaque directories are the kernel's

@@ -8,7 +8,11 @@ __all__ = (
     "CommitImageResponse",
     "CreateRootfsRequest",
     "CreateRootfsResponse",
+    "DiskBase",
+    "DiskStub",
     "DiskUsage",
+    "LayersBase",
+    "LayersStub",
     "ListImagesRequest",
     "ListImagesResponse",
     "ListRootfsRequest",
@@ -17,9 +21,9 @@ __all__ = (
     "RemoveImageResponse",
     "RemoveRootfsRequest",
     "RemoveRootfsResponse",
+    "RootfsBase",
+    "RootfsStub",
     "RootfsUsage",
-    "StorageBase",
-    "StorageStub",
     "UnpackLayerRequest",
     "UnpackLayerResponse",
     "UsageRequest",
@@ -204,14 +208,15 @@ class UnpackLayerRequest(betterproto2.Message):
     digest of the uncompressed tar, "sha256:" and 64 hex digits
     """
 
-    blob_path: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
-    """
-    absolute path of the blob, readable by the agent
-    """
-
     media_type: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
     of the blob (OCI image-spec or Docker schema 2); it tells the compression
+    """
+
+    blob: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    The blob's path below the image agent's blob directory: a regular file of that agent's user, with no link or
+    mount on the way. Nothing else is read.
     """
 
 
@@ -255,7 +260,41 @@ class UsageResponse(betterproto2.Message):
 default_message_pool.register_message("criw.storage.v1", "UsageResponse", UsageResponse)
 
 
-class StorageStub(betterproto2_grpclib.ServiceStub):
+class DiskStub(betterproto2_grpclib.ServiceStub):
+    """
+    How full the disk is. For both.
+    """
+
+    async def usage(
+        self,
+        message: "UsageRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "UsageResponse":
+        """
+        Disk usage, measured in the background: the answer comes from memory.
+        """
+
+        if message is None:
+            message = UsageRequest()
+
+        return await self._unary_unary(
+            "/criw.storage.v1.Disk/Usage",
+            message,
+            UsageResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+
+class LayersStub(betterproto2_grpclib.ServiceStub):
+    """
+    What images are made of. For the image agent.
+    """
+
     async def unpack_layer(
         self,
         message: "UnpackLayerRequest",
@@ -267,12 +306,12 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
         """
         Unpacks one layer, or finds it unpacked already. The layer belongs to the image named until CommitImage or
         RemoveImage for it; an image that is never committed is forgotten when the agent starts again.
-        Errors: INVALID_ARGUMENT (the blob is not a tar or leaves its root), DATA_LOSS (the unpacked bytes do not have
-        the diff id), NOT_FOUND (no such blob), RESOURCE_EXHAUSTED (disk full).
+        Errors: INVALID_ARGUMENT (the name is not one of a blob, or the blob is not a tar or leaves its root), DATA_LOSS
+        (the unpacked bytes do not have the diff id), NOT_FOUND (no such blob), RESOURCE_EXHAUSTED (disk full).
         """
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/UnpackLayer",
+            "/criw.storage.v1.Layers/UnpackLayer",
             message,
             UnpackLayerResponse,
             timeout=timeout,
@@ -294,7 +333,7 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
         """
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/CommitImage",
+            "/criw.storage.v1.Layers/CommitImage",
             message,
             CommitImageResponse,
             timeout=timeout,
@@ -316,7 +355,7 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
         """
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/RemoveImage",
+            "/criw.storage.v1.Layers/RemoveImage",
             message,
             RemoveImageResponse,
             timeout=timeout,
@@ -340,13 +379,19 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
             message = ListImagesRequest()
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/ListImages",
+            "/criw.storage.v1.Layers/ListImages",
             message,
             ListImagesResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
         )
+
+
+class RootfsStub(betterproto2_grpclib.ServiceStub):
+    """
+    What containers run on. For the supervisor.
+    """
 
     async def create_rootfs(
         self,
@@ -361,7 +406,7 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
         """
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/CreateRootfs",
+            "/criw.storage.v1.Rootfs/CreateRootfs",
             message,
             CreateRootfsResponse,
             timeout=timeout,
@@ -382,7 +427,7 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
         """
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/RemoveRootfs",
+            "/criw.storage.v1.Rootfs/RemoveRootfs",
             message,
             RemoveRootfsResponse,
             timeout=timeout,
@@ -406,7 +451,7 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
             message = ListRootfsRequest()
 
         return await self._unary_unary(
-            "/criw.storage.v1.Storage/ListRootfs",
+            "/criw.storage.v1.Rootfs/ListRootfs",
             message,
             ListRootfsResponse,
             timeout=timeout,
@@ -414,38 +459,47 @@ class StorageStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
-    async def usage(
-        self,
-        message: "UsageRequest | None" = None,
-        *,
-        timeout: "float | None" = None,
-        deadline: "Deadline | None" = None,
-        metadata: "MetadataLike | None" = None,
-    ) -> "UsageResponse":
+
+class DiskBase(betterproto2_grpclib.ServiceBase):
+    """
+    How full the disk is. For both.
+    """
+
+    async def usage(self, message: "UsageRequest") -> "UsageResponse":
         """
         Disk usage, measured in the background: the answer comes from memory.
         """
 
-        if message is None:
-            message = UsageRequest()
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-        return await self._unary_unary(
-            "/criw.storage.v1.Storage/Usage",
-            message,
-            UsageResponse,
-            timeout=timeout,
-            deadline=deadline,
-            metadata=metadata,
-        )
+    async def __rpc_usage(self, stream: "grpclib.server.Stream[UsageRequest, UsageResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.usage(request)
+        await stream.send_message(response)
+
+    def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
+        return {
+            "/criw.storage.v1.Disk/Usage": grpclib.const.Handler(
+                self.__rpc_usage,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                UsageRequest,
+                UsageResponse,
+            ),
+        }
 
 
-class StorageBase(betterproto2_grpclib.ServiceBase):
+class LayersBase(betterproto2_grpclib.ServiceBase):
+    """
+    What images are made of. For the image agent.
+    """
+
     async def unpack_layer(self, message: "UnpackLayerRequest") -> "UnpackLayerResponse":
         """
         Unpacks one layer, or finds it unpacked already. The layer belongs to the image named until CommitImage or
         RemoveImage for it; an image that is never committed is forgotten when the agent starts again.
-        Errors: INVALID_ARGUMENT (the blob is not a tar or leaves its root), DATA_LOSS (the unpacked bytes do not have
-        the diff id), NOT_FOUND (no such blob), RESOURCE_EXHAUSTED (disk full).
+        Errors: INVALID_ARGUMENT (the name is not one of a blob, or the blob is not a tar or leaves its root), DATA_LOSS
+        (the unpacked bytes do not have the diff id), NOT_FOUND (no such blob), RESOURCE_EXHAUSTED (disk full).
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -469,34 +523,6 @@ class StorageBase(betterproto2_grpclib.ServiceBase):
     async def list_images(self, message: "ListImagesRequest") -> "ListImagesResponse":
         """
         Ids of all committed images: what the image agent compares with its own records when it starts.
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def create_rootfs(self, message: "CreateRootfsRequest") -> "CreateRootfsResponse":
-        """
-        Mounts a writable root filesystem over an image's layers. Errors: NOT_FOUND (no such image).
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def remove_rootfs(self, message: "RemoveRootfsRequest") -> "RemoveRootfsResponse":
-        """
-        Unmounts and deletes a root filesystem with all that was written to it. An unknown id is a success.
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def list_rootfs(self, message: "ListRootfsRequest") -> "ListRootfsResponse":
-        """
-        Ids of all root filesystems: what the supervisor compares with its own records when it starts.
-        """
-
-        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def usage(self, message: "UsageRequest") -> "UsageResponse":
-        """
-        Disk usage, measured in the background: the answer comes from memory.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -531,6 +557,61 @@ class StorageBase(betterproto2_grpclib.ServiceBase):
         response = await self.list_images(request)
         await stream.send_message(response)
 
+    def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
+        return {
+            "/criw.storage.v1.Layers/UnpackLayer": grpclib.const.Handler(
+                self.__rpc_unpack_layer,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                UnpackLayerRequest,
+                UnpackLayerResponse,
+            ),
+            "/criw.storage.v1.Layers/CommitImage": grpclib.const.Handler(
+                self.__rpc_commit_image,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                CommitImageRequest,
+                CommitImageResponse,
+            ),
+            "/criw.storage.v1.Layers/RemoveImage": grpclib.const.Handler(
+                self.__rpc_remove_image,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RemoveImageRequest,
+                RemoveImageResponse,
+            ),
+            "/criw.storage.v1.Layers/ListImages": grpclib.const.Handler(
+                self.__rpc_list_images,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListImagesRequest,
+                ListImagesResponse,
+            ),
+        }
+
+
+class RootfsBase(betterproto2_grpclib.ServiceBase):
+    """
+    What containers run on. For the supervisor.
+    """
+
+    async def create_rootfs(self, message: "CreateRootfsRequest") -> "CreateRootfsResponse":
+        """
+        Mounts a writable root filesystem over an image's layers. Errors: NOT_FOUND (no such image).
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def remove_rootfs(self, message: "RemoveRootfsRequest") -> "RemoveRootfsResponse":
+        """
+        Unmounts and deletes a root filesystem with all that was written to it. An unknown id is a success.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def list_rootfs(self, message: "ListRootfsRequest") -> "ListRootfsResponse":
+        """
+        Ids of all root filesystems: what the supervisor compares with its own records when it starts.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def __rpc_create_rootfs(
         self, stream: "grpclib.server.Stream[CreateRootfsRequest, CreateRootfsResponse]"
     ) -> None:
@@ -553,60 +634,24 @@ class StorageBase(betterproto2_grpclib.ServiceBase):
         response = await self.list_rootfs(request)
         await stream.send_message(response)
 
-    async def __rpc_usage(self, stream: "grpclib.server.Stream[UsageRequest, UsageResponse]") -> None:
-        request = await stream.recv_message()
-        assert request is not None
-        response = await self.usage(request)
-        await stream.send_message(response)
-
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
-            "/criw.storage.v1.Storage/UnpackLayer": grpclib.const.Handler(
-                self.__rpc_unpack_layer,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UnpackLayerRequest,
-                UnpackLayerResponse,
-            ),
-            "/criw.storage.v1.Storage/CommitImage": grpclib.const.Handler(
-                self.__rpc_commit_image,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                CommitImageRequest,
-                CommitImageResponse,
-            ),
-            "/criw.storage.v1.Storage/RemoveImage": grpclib.const.Handler(
-                self.__rpc_remove_image,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                RemoveImageRequest,
-                RemoveImageResponse,
-            ),
-            "/criw.storage.v1.Storage/ListImages": grpclib.const.Handler(
-                self.__rpc_list_images,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListImagesRequest,
-                ListImagesResponse,
-            ),
-            "/criw.storage.v1.Storage/CreateRootfs": grpclib.const.Handler(
+            "/criw.storage.v1.Rootfs/CreateRootfs": grpclib.const.Handler(
                 self.__rpc_create_rootfs,
                 grpclib.const.Cardinality.UNARY_UNARY,
                 CreateRootfsRequest,
                 CreateRootfsResponse,
             ),
-            "/criw.storage.v1.Storage/RemoveRootfs": grpclib.const.Handler(
+            "/criw.storage.v1.Rootfs/RemoveRootfs": grpclib.const.Handler(
                 self.__rpc_remove_rootfs,
                 grpclib.const.Cardinality.UNARY_UNARY,
                 RemoveRootfsRequest,
                 RemoveRootfsResponse,
             ),
-            "/criw.storage.v1.Storage/ListRootfs": grpclib.const.Handler(
+            "/criw.storage.v1.Rootfs/ListRootfs": grpclib.const.Handler(
                 self.__rpc_list_rootfs,
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListRootfsRequest,
                 ListRootfsResponse,
-            ),
-            "/criw.storage.v1.Storage/Usage": grpclib.const.Handler(
-                self.__rpc_usage,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UsageRequest,
-                UsageResponse,
             ),
         }

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,15 +10,15 @@ import pytest_asyncio
 from aiohttp import web
 
 from criw.config.image import ImageSection, Registry
-from criw.errors import DataLoss, Failed, NotFound, PermissionDenied
+from criw.errors import DataLoss, Failed, NotFound
 from criw_image.endpoint import Http, open_http
 from criw_image.manifest import Descriptor
 from criw_image.reference import parse_reference
-from criw_image.registry import Source, find_source
+from criw_image.source import Source
 from criw_proto.runtime.v1 import AuthConfig
 from support import images
 from support.crew import free_port
-from support.registry import basic_auth, make_certificates
+from support.registry import basic_auth
 from support.scripted_registry import ScriptedRegistry, scripted_registry
 
 IMAGE = images.small("x" * 100_000)
@@ -51,7 +50,7 @@ def section(registry: ScriptedRegistry, *, mirrors: tuple[str, ...] = (), stall_
 
 
 def source_of(http: Http, registry: ScriptedRegistry, auth: AuthConfig | None = None, name: str = "a/b:1") -> Source:
-    return find_source(http, parse_reference(f"{registry.host}/{name}"), auth)
+    return Source(http, parse_reference(f"{registry.host}/{name}"), auth)
 
 
 def ignore(_: int) -> None:
@@ -122,7 +121,7 @@ async def test_a_missing_image_is_named(registry: ScriptedRegistry) -> None:
 async def test_a_registry_that_is_down_is_told_as_the_kubelet_wants_it() -> None:
     host = f"127.0.0.1:{free_port()}"
     async with open_http(ImageSection(registries={host: Registry(plain_http=True)})) as http:
-        source = find_source(http, parse_reference(f"{host}/a/b"), None)
+        source = Source(http, parse_reference(f"{host}/a/b"), None)
         with pytest.raises(Failed, match=rf"^RegistryUnavailable: cannot reach the registry of {host}/a/b:latest"):
             await source.manifest()
 
@@ -255,7 +254,7 @@ async def test_mirrors_are_asked_first_and_told_the_registry(
 async def test_a_mirror_of_docker_hub_is_not_told(mirror: ScriptedRegistry) -> None:
     mirror.add("library/busybox:latest", IMAGE)
     async with open_http(ImageSection(registries={"docker.io": Registry(mirrors=(mirror.url,))})) as http:
-        await find_source(http, parse_reference("busybox"), None).manifest()
+        await Source(http, parse_reference("busybox"), None).manifest()
     (request,) = mirror.seen
     assert (request.path, request.query) == ("/v2/library/busybox/manifests/latest", {})
 
@@ -263,7 +262,7 @@ async def test_a_mirror_of_docker_hub_is_not_told(mirror: ScriptedRegistry) -> N
 async def test_the_star_stands_for_registries_not_listed(registry: ScriptedRegistry, mirror: ScriptedRegistry) -> None:
     registries = {"*": Registry(mirrors=(mirror.url,)), registry.host: Registry(plain_http=True)}
     async with open_http(ImageSection(registries=registries)) as http:
-        await find_source(http, parse_reference("quay.example/a/b:1"), None).manifest()
+        await Source(http, parse_reference("quay.example/a/b:1"), None).manifest()
         assert len(mirror.seen) == 1
         await source_of(http, registry).manifest()
     assert len(registry.seen) == 1
@@ -336,154 +335,10 @@ async def test_a_wrong_blob_of_a_mirror_is_fetched_anew_from_the_registry(
     assert (tmp_path / "blob").read_bytes() == BLOB
 
 
-async def test_a_redirected_blob_is_asked_without_our_credentials(
-    registry: ScriptedRegistry, mirror: ScriptedRegistry, tmp_path: Path
-) -> None:
-    registry.redirect_to = mirror.url
-    auth = AuthConfig(registry_token="secret")
-    async with open_http(section(registry)) as http:
-        await source_of(http, registry, auth).download(DESCRIPTOR, tmp_path / "blob", ignore)
-    assert registry.seen[0].headers["Authorization"] == "Bearer secret"
-    (request,) = mirror.seen
-    assert "Authorization" not in request.headers
-    assert request.query == {"signature": "a/b"}
-    assert (tmp_path / "blob").read_bytes() == BLOB
-
-
-async def test_redirects_end(registry: ScriptedRegistry) -> None:
-    registry.redirect_to = registry.url
-    async with open_http(section(registry)) as http:
-        with pytest.raises(Failed, match="more than 5 times"):
-            await source_of(http, registry).small_blob(DESCRIPTOR)
-
-
-@pytest.mark.parametrize(
-    "location", ["ftp://a/b", "file:///etc/passwd", "http://[", "//", "http://a..b/", "http://a:99999/", "http://a:0/"]
-)
-async def test_a_redirect_to_nowhere_is_refused(registry: ScriptedRegistry, location: str) -> None:
-    registry.answer = lambda _: web.Response(status=302, headers={"Location": location})
-    async with open_http(section(registry)) as http:
-        with pytest.raises(Failed):
-            await source_of(http, registry).manifest()
-
-
 def wants_basic(request: web.Request) -> web.Response | None:
     if request.headers.get("Authorization") == basic_auth("user", "password"):
         return None
     return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
-
-
-async def test_basic_credentials_are_given_when_asked_for(registry: ScriptedRegistry) -> None:
-    registry.answer = wants_basic
-    async with open_http(section(registry)) as http:
-        source = source_of(http, registry, AuthConfig(username="user", password="password"))
-        await source.manifest()
-        await source.small_blob(Descriptor(media_type="x", digest=IMAGE.id, size=len(IMAGE.config)))
-    sent = ["Authorization" in request.headers for request in registry.seen]
-    assert sent == [False, True, True]
-
-
-async def test_configured_credentials_are_given_where_a_request_brings_none(registry: ScriptedRegistry) -> None:
-    registry.answer = wants_basic
-    entry = Registry(plain_http=True, username="user", password="password")
-    async with open_http(ImageSection(registries={registry.host: entry})) as http:
-        await source_of(http, registry).manifest()
-        with pytest.raises(PermissionDenied):
-            await source_of(http, registry, AuthConfig(username="user", password="wrong")).manifest()
-
-
-@pytest.mark.parametrize(
-    ("auth", "remedy"),
-    [
-        (None, "give credentials"),
-        (AuthConfig(username="user", password="wrong"), "check the credentials"),
-        (AuthConfig(username="user", password="password", server_address="quay.io"), "give credentials"),
-        (AuthConfig(registry_token="wrong"), "check the credentials"),
-    ],
-)
-async def test_a_refusal_names_registry_and_repository(
-    registry: ScriptedRegistry, auth: AuthConfig | None, remedy: str
-) -> None:
-    registry.answer = wants_basic
-    async with open_http(section(registry)) as http:
-        pattern = rf"^cannot pull {registry.host}/a/b:1: {registry.url} refuses access to the repository a/b; {remedy}"
-        with pytest.raises(PermissionDenied, match=pattern):
-            await source_of(http, registry, auth).manifest()
-
-
-class TokenScript:
-    """Makes a scripted registry want tokens, which it issues itself at /token; each is good for `uses` requests."""
-
-    def __init__(self, registry: ScriptedRegistry, *, uses: int = 100) -> None:
-        self.issued = 0
-        self._left = 0
-        self._uses = uses
-        self._registry = registry
-        self.realm = f"{registry.url}/token?account=x"
-        self.headers: list[str | None] = []
-        registry.answer = self.answer
-
-    def answer(self, request: web.Request) -> web.Response | None:
-        if request.path == "/token":
-            self.headers.append(request.headers.get("Authorization"))
-            self.issued += 1
-            self._left = self._uses
-            return web.json_response({"access_token": f"token {self.issued}"})
-        if request.headers.get("Authorization") == f"Bearer token {self.issued}" and self._left:
-            self._left -= 1
-            return None
-        challenge = f'Bearer realm="{self.realm}",service="the service",scope="repository:a/b:pull"'
-        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
-
-
-async def test_a_token_is_fetched_once_a_pull(registry: ScriptedRegistry) -> None:
-    script = TokenScript(registry)
-    descriptor = Descriptor(media_type="x", digest=IMAGE.id, size=len(IMAGE.config))
-    async with open_http(section(registry)) as http:
-        source = source_of(http, registry, AuthConfig(username="user", password="password"))
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(5):
-                tasks.create_task(source.small_blob(descriptor))
-    assert script.issued == 1
-    assert script.headers == [basic_auth("user", "password")]
-    (request,) = [one for one in registry.seen if one.path == "/token"]
-    assert request.query == {"account": "x", "service": "the service", "scope": "repository:a/b:pull"}
-
-
-async def test_an_expired_token_is_renewed(registry: ScriptedRegistry) -> None:
-    script = TokenScript(registry, uses=2)
-    descriptor = Descriptor(media_type="x", digest=IMAGE.id, size=len(IMAGE.config))
-    async with open_http(section(registry)) as http:
-        source = source_of(http, registry)
-        for _ in range(5):
-            await source.small_blob(descriptor)
-    assert script.issued == 3
-    assert script.headers == [None] * 3
-
-
-async def test_a_token_that_is_not_enough_is_a_refusal(registry: ScriptedRegistry) -> None:
-    script = TokenScript(registry, uses=0)
-    async with open_http(section(registry)) as http:
-        with pytest.raises(PermissionDenied, match="refuses access to the repository a/b"):
-            await source_of(http, registry).manifest()
-    assert script.issued == 1
-
-
-@pytest.mark.parametrize("realm", ["file:///etc/passwd", "http://[", ""])
-async def test_a_token_server_that_is_none_is_refused(registry: ScriptedRegistry, realm: str) -> None:
-    TokenScript(registry).realm = realm
-    async with open_http(section(registry)) as http:
-        with pytest.raises(Failed):
-            await source_of(http, registry).manifest()
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 1}', b'{"token": ""}'])
-async def test_a_token_server_that_answers_rubbish_is_told(registry: ScriptedRegistry, body: bytes) -> None:
-    script = TokenScript(registry)
-    registry.answer = lambda request: web.Response(body=body) if request.path == "/token" else script.answer(request)
-    async with open_http(section(registry)) as http:
-        with pytest.raises(Failed, match="answered no token"):
-            await source_of(http, registry).manifest()
 
 
 async def test_credentials_are_not_sent_to_a_mirror(registry: ScriptedRegistry, mirror: ScriptedRegistry) -> None:
@@ -501,46 +356,3 @@ async def test_credentials_are_not_sent_to_a_mirror(registry: ScriptedRegistry, 
     async with open_http(ImageSection(registries=registries)) as http:
         await source_of(http, registry).manifest()
     assert registry.seen == []
-
-
-async def test_an_unknown_authority_is_told_with_the_remedy(tmp_path: Path) -> None:
-    make_certificates(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    async with scripted_registry(tls=context) as registry:
-        registry.add("a/b:1", IMAGE)
-        async with open_http(ImageSection()) as http:
-            with pytest.raises(Failed, match=r"^cannot trust https://127.*set ca_file"):
-                await source_of(http, registry).manifest()
-        async with open_http(ImageSection(registries={registry.host: Registry(plain_http=True)})) as http:
-            with pytest.raises(Failed):
-                await source_of(http, registry).manifest()
-        entry = Registry(ca_file=tmp_path / "ca.pem")
-        async with open_http(ImageSection(registries={registry.host: entry})) as http:
-            assert (await source_of(http, registry).manifest()).digest == IMAGE.digest
-            registry.redirect_to = "http://127.0.0.1:9"
-            with pytest.raises(Failed, match="redirects to http, which is not secure"):
-                await source_of(http, registry).small_blob(DESCRIPTOR)
-        missing = Registry(ca_file=tmp_path / "missing.pem")
-        async with open_http(ImageSection(registries={registry.host: missing})) as http:
-            with pytest.raises(Failed, match="cannot use ca_file"):
-                await source_of(http, registry).manifest()
-
-
-async def test_plain_http_behind_https_is_told_with_the_remedy(registry: ScriptedRegistry) -> None:
-    async with open_http(ImageSection()) as http:
-        with pytest.raises(Failed, match=r"^cannot speak TLS with https://127.*set plain_http"):
-            await source_of(http, registry).manifest()
-
-
-async def test_credentials_are_not_sent_in_the_clear_by_a_secure_registry(tmp_path: Path) -> None:
-    make_certificates(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    async with scripted_registry(tls=context) as registry, scripted_registry() as tokens:
-        script = TokenScript(registry)
-        script.realm = f"{tokens.url}/token"
-        async with open_http(ImageSection(registries={registry.host: Registry(ca_file=tmp_path / "ca.pem")})) as http:
-            with pytest.raises(Failed, match="over plain HTTP"):
-                await source_of(http, registry, AuthConfig(username="user", password="password")).manifest()
-        assert tokens.seen == []

@@ -2,6 +2,8 @@ import contextlib
 import errno
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw_storage.stream import Stream
-from criw_storage.tar import Refused
-from criw_storage.tree import Tree, remove_tree
-from criw_storage.worker import unpack
+from criw_storage.worker.program import unpack
+from criw_storage.worker.removal import remove_tree
+from criw_storage.worker.stream import Refused, Stream
+from criw_storage.worker.tree import Tree
 from support.images import Entry, directory, file, hard_link, opaque, symlink, tar_of, whiteout
+
+pytestmark = pytest.mark.root  # everything is given its owner
 
 SECRET = "not of this layer\n"
 
@@ -90,7 +94,6 @@ def test_a_name_that_is_not_listed_is_reported(root: Path) -> None:
     assert (root / "absolute").is_file()
 
 
-@pytest.mark.root
 def test_owners_and_set_id_bits(root: Path) -> None:
     apply(
         root,
@@ -105,7 +108,43 @@ def test_owners_and_set_id_bits(root: Path) -> None:
     assert stat.S_IMODE((root / "d").stat().st_mode) == 0o2770
 
 
-@pytest.mark.root
+UNPACK = """
+import os, sys
+from criw_storage.worker.program import unpack
+from criw_storage.worker.stream import Stream
+from criw_storage.worker.tree import Tree
+
+assert os.geteuid() == os.getegid() == 64999
+os.umask(0)
+tree = Tree(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY), max_inodes=1000)
+unpack(Stream(iter([sys.stdin.buffer.read()]), limit=2**30), tree)
+"""
+
+
+def test_owners_are_the_archive_s_whoever_unpacks_it(root: Path) -> None:
+    capabilities = ",".join(f"+{name}" for name in ("chown", "dac_override", "fowner", "fsetid", "mknod", "setfcap"))
+    user = ["--reuid", "64999", "--regid", "64999", "--clear-groups", "--inh-caps", capabilities]
+    argv = ["setpriv", *user, "--ambient-caps", capabilities, sys.executable, "-c", UNPACK, os.fspath(root)]
+    entries = [
+        file("implied/file", "x", 0o4755),
+        directory("of-another", 0o700, uid=1000, gid=1001),
+        file("of-another/of-root", "x", 0o600),
+        file("of-the-unpacking-one", "x", uid=64999, gid=64999),
+        symlink("of-another/link", "x"),
+        Entry("of-another/fifo", tarfile.FIFOTYPE, 0o640),
+    ]
+    root.parent.chmod(0o755)
+    python_path = os.pathsep.join(path for path in sys.path if path)
+    subprocess.run(argv, check=True, input=tar_of(entries), env={"PYTHONPATH": python_path})
+    made = {os.fspath(path.relative_to(root)): path.lstat() for path in root.rglob("*")}
+    found = {name: (status.st_uid, status.st_gid) for name, status in made.items()}
+    assert found.pop("of-another") == (1000, 1001)
+    assert found.pop("of-the-unpacking-one") == (64999, 64999)
+    assert set(found) == {"implied", "implied/file", "of-another/of-root", "of-another/link", "of-another/fifo"}
+    assert set(found.values()) == {(0, 0)}
+    assert stat.S_IMODE(made["implied/file"].st_mode) == 0o4755
+
+
 def test_extended_attributes(root: Path) -> None:
     tree = apply(
         root,
@@ -342,29 +381,3 @@ def test_any_entries_stay_inside_and_what_is_reported_is_there(entries: list[Ent
                     assert walked.is_dir()
         remove_tree(root)
         assert names(Path(name)) == ["outside"]
-
-
-# Removing
-
-
-def test_a_tree_is_removed_and_nothing_else(root: Path) -> None:
-    apply(root, symlink("link", os.fspath(root.parent / "outside")), file("a/b/c", "x"), directory("a/closed", 0))
-    remove_tree(root)
-    assert names(root.parent) == ["outside"]
-    assert (root.parent / "outside/secret").read_text() == SECRET
-    remove_tree(root)  # it is not there: no error
-    (root.parent / "link").symlink_to("outside")
-    with pytest.raises(OSError):
-        remove_tree(root.parent / "link")
-
-
-def test_a_tree_deeper_than_paths_and_stacks_is_removed(root: Path) -> None:
-    here = os.open(root, os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir("deep", dir_fd=here)
-        below = os.open("deep", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    remove_tree(root)
-    assert not root.exists()

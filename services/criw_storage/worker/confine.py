@@ -1,4 +1,4 @@
-"""How the worker gives up everything but the directory it unpacks into. Part of the confined worker (see `tar`).
+"""How the worker gives up everything but the directory it unpacks into.
 
 `criw.kernel` has some of these calls, but importing it, asyncio and all, would take longer than a small layer.
 """

@@ -11,8 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw_storage.stream import Stream, uncompressed
-from criw_storage.tar import Refused
+from criw_storage.worker.stream import Refused, Stream, uncompressed
 
 DATA = os.urandom(1000) * 2000  # several chunks
 SKIPPABLE = b"\x50\x2a\x4d\x18\x03\0\0\0abc"  # a zstd frame that says nothing

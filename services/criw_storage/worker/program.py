@@ -10,10 +10,10 @@ import errno
 import gc
 import os
 
-from criw_storage.confine import confine
-from criw_storage.stream import Stream, uncompressed
-from criw_storage.tar import Entry, Refused, entries
-from criw_storage.tree import Tree
+from criw_storage.worker.confine import confine
+from criw_storage.worker.stream import Refused, Stream, uncompressed
+from criw_storage.worker.tar import Entry, entries
+from criw_storage.worker.tree import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

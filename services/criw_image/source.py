@@ -1,8 +1,4 @@
-"""Where an image comes from: the mirrors configured for its registry, in order, then the registry itself.
-
-A mirror is asked for the repository's path without the registry's host, as Docker's mirrors are; for registries other
-than Docker Hub the host goes along as `?ns=`, as containerd does it. A mirror that fails in any way is passed over.
-"""
+"""What an image is made of, got from the first of its hosts that can give it: a mirror that fails is passed over."""
 
 import asyncio
 import contextlib
@@ -12,18 +8,14 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import aiohttp
-from yarl import URL
 
-from criw.config.image import Registry
 from criw.errors import DataLoss, Failed, Fault
-from criw_image.auth import Credentials, credentials_of
 from criw_image.blob import PartialBlob
-from criw_image.endpoint import Down, Endpoint, Http, authority, read_limited
+from criw_image.endpoint import Down, Endpoint, Http, read_limited
 from criw_image.manifest import ACCEPTED, MANIFEST_LIMIT_BYTES, Descriptor, digest_of
-from criw_image.reference import DOCKER_HUB, Reference
+from criw_image.reference import Reference
 from criw_proto.runtime.v1 import AuthConfig
 
-_DOCKER_HUB_SERVER: Final = "registry-1.docker.io"
 _ATTEMPTS: Final = 3  # without a byte of progress
 _PAUSE_S: Final = 0.2  # before the second attempt, twice as long before each further one
 _BATCH_BYTES: Final = 512 * 1024  # hashed and written by one trip to a thread
@@ -43,12 +35,15 @@ class Document:
 
 
 class Source:
-    """All endpoints of one image, for one pull with one caller's credentials. Use `find_source()`."""
+    """All endpoints of one image, for one pull with one caller's credentials.
 
-    def __init__(self, reference: Reference, endpoints: list[Endpoint]) -> None:
+    Raises InvalidArgument for credentials that cannot be read.
+    """
+
+    def __init__(self, http: Http, reference: Reference, auth: AuthConfig | None) -> None:
         self._reference = reference
-        self._registry = endpoints[-1]
-        self._order = endpoints
+        self._order = [Endpoint(http, host, reference) for host in http.hosts.of(reference, auth)]
+        self._registry = self._order[-1]
 
     async def head(self) -> str:
         """The digest the name stands for now; empty if the registry does not tell.
@@ -201,44 +196,3 @@ async def _append(
         await flush()
         raise
     await flush()
-
-
-def find_source(http: Http, reference: Reference, auth: AuthConfig | None) -> Source:
-    """Where to get `reference` from, with the credentials of the request, else those configured.
-
-    Raises InvalidArgument for credentials that cannot be read.
-    """
-    settings = http.settings(reference.host)
-    what = str(reference)
-    query = {} if reference.host == DOCKER_HUB else {"ns": reference.host}
-    endpoints: list[Endpoint] = []
-    for mirror in settings.mirrors:
-        base = URL(mirror.rstrip("/"))
-        own = http.own_settings(authority(base)) or Registry()
-        given = credentials_of(auth, host=authority(base), registry=reference.host)
-        endpoints.append(
-            Endpoint(
-                http,
-                base,
-                reference.repository,
-                what=what,
-                credentials=given or _configured(own),
-                ca_file=own.ca_file or settings.ca_file,
-                query=query,
-            )
-        )
-    server = _DOCKER_HUB_SERVER if reference.host == DOCKER_HUB else reference.host
-    given = credentials_of(auth, host=reference.host, registry=reference.host)
-    registry = Endpoint(
-        http,
-        URL(f"{'http' if settings.plain_http else 'https'}://{server}"),
-        reference.repository,
-        what=what,
-        credentials=given or _configured(settings),
-        ca_file=settings.ca_file,
-    )
-    return Source(reference, [*endpoints, registry])
-
-
-def _configured(settings: Registry) -> Credentials | None:
-    return Credentials(username=settings.username, password=settings.password) if settings.username else None

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw_storage import tar
-from criw_storage.stream import Stream
-from criw_storage.tar import Entry, Refused, entries
+from criw_storage.worker import tar
+from criw_storage.worker.stream import Refused, Stream
+from criw_storage.worker.tar import Entry, entries
 
 
 def stream_of(data: bytes, chunk: int = 700) -> Stream:

@@ -1,4 +1,4 @@
-"""The directory tree that a layer's entries are put into, without ever leaving it. Part of the confined worker.
+"""The directory tree that a layer's entries are put into, without ever leaving it.
 
 Whoever made the archive chose every name, link and mode in it. So no path is given to the kernel to follow: parents
 are walked one name at a time, a symbolic link among them is followed here, inside the tree, and what is made is made
@@ -11,12 +11,10 @@ import errno
 import os
 import stat
 
-from criw_storage import tar
-from criw_storage.tar import Entry, Refused
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from criw_storage.stream import Stream
+from criw_storage.worker import tar
+from criw_storage.worker.removal import remove_tree
+from criw_storage.worker.stream import Refused, Stream
+from criw_storage.worker.tar import Entry
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -85,8 +83,7 @@ class Tree:
         for path, entry in self._explicit.items():
             directory = os.open(path or b".", _DIRECTORY, dir_fd=self._root)
             try:
-                if entry.uid or entry.gid:
-                    os.fchown(directory, entry.uid, entry.gid)
+                os.fchown(directory, entry.uid, entry.gid)
                 os.fchmod(directory, entry.mode)
                 self._set_xattrs(directory, entry)
                 os.utime(directory, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -185,6 +182,7 @@ class Tree:
             os.mkdir(name, 0o755, dir_fd=parent)
             # What it replaces (a whiteout, for one) hid the directory that lower layers may have here.
             self.opaque.add(path)
+        os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
         self._count()
 
     def _make_file(self, parent: int, path: bytes, name: bytes, entry: Entry, stream: Stream) -> None:
@@ -198,8 +196,7 @@ class Tree:
             if entry.size:
                 for piece in stream.pieces(entry.size):
                     _write(file, piece)
-            if entry.uid or entry.gid:
-                os.fchown(file, entry.uid, entry.gid)
+            os.fchown(file, entry.uid, entry.gid)  # whatever they are: nobody knows whom the agent runs as
             if entry.mode & _SET_ID:  # chown takes these away, even from root
                 os.fchmod(file, entry.mode)
             if entry.xattrs:
@@ -229,8 +226,7 @@ class Tree:
         self._count()
         self._clear(path)
         os.symlink(entry.link, name, dir_fd=parent)
-        if entry.uid or entry.gid:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _make_special(self, parent: int, path: bytes, name: bytes, entry: Entry) -> None:
@@ -241,9 +237,8 @@ class Tree:
         if entry.kind == tar.CHARACTER and not device:  # overlayfs's own form of a whiteout
             self.whited.add(path.rpartition(b"/")[0])
             return
-        if entry.uid or entry.gid:
-            os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-            os.chmod(name, entry.mode, dir_fd=parent)
+        os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        os.chmod(name, entry.mode, dir_fd=parent)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _white_out(self, parent: int, real: bytes, name: bytes, entry: Entry) -> None:
@@ -296,57 +291,3 @@ class Tree:
 def _write(file: int, data: memoryview) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def remove_tree(path: bytes | str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
-    """Delete a directory and all below it, however deep, following no link. Nothing there is no error.
-
-    Directories are entered and left one step at a time, so that depth costs neither stack nor open files. Raises
-    OSError (EXDEV) at another file system mounted in it.
-    """
-    try:
-        here = os.open(path, _DIRECTORY, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return
-    levels = [(b"", _identity(here), _without_files(here))]
-    try:
-        while True:
-            if below := levels[-1][2]:
-                name = below.pop()
-                child = os.open(name, _DIRECTORY, dir_fd=here)
-                os.close(here)
-                here = child
-                identity = _identity(here)
-                if identity[0] != levels[0][1][0]:
-                    raise OSError(errno.EXDEV, "something is mounted in it", path)
-                levels.append((name, identity, _without_files(here)))
-                continue
-            name = levels.pop()[0]
-            if not levels:
-                break
-            above = os.open(b"..", _DIRECTORY, dir_fd=here)
-            os.close(here)
-            here = above
-            if _identity(here) != levels[-1][1]:
-                raise OSError(errno.EBUSY, "somebody moves directories in it", path)
-            os.rmdir(name, dir_fd=here)
-    finally:
-        os.close(here)
-    os.rmdir(path, dir_fd=dir_fd)
-
-
-def _identity(directory: int) -> tuple[int, int]:
-    found = os.fstat(directory)
-    return found.st_dev, found.st_ino
-
-
-def _without_files(directory: int) -> list[bytes]:
-    """Unlink all that is not a directory; return the names of what is."""
-    below = []
-    with os.scandir(directory) as found:
-        for item in found:
-            if item.is_dir(follow_symlinks=False):
-                below.append(os.fsencode(item.name))
-            else:
-                os.unlink(item.name, dir_fd=directory)
-    return below

@@ -1,4 +1,4 @@
-"""The uncompressed bytes of a layer's blob, hashed while they are read. Part of the confined worker (see `tar`)."""
+"""The uncompressed bytes of a layer's blob, hashed while they are read."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import io
 import os
 from _hashlib import openssl_sha256  # what hashlib.sha256 is, without importing hashlib
 
-from criw_storage.tar import BLOCK, Refused
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+BLOCK = 512  # a tar archive is a sequence of blocks
 _COMPRESSED_CHUNK = 128 * 1024
 _CHUNK = 512 * 1024  # what is in memory at once
 _ZSTD_WINDOW = 128 * 1024 * 1024  # the memory a frame may demand: what zstd's own program allows (--long=27)
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte that says which of 16 kinds of frame to skip it is
+
+
+class Refused(Exception):  # noqa: N818 — it is what happens to the archive
+    """The archive is broken, uses what is not supported, or asks for something no layer may do."""
 
 
 def uncompressed(blob: int) -> Iterator[bytes]:

@@ -1,18 +1,16 @@
 """The entries of a tar stream: POSIX ustar and pax, GNU's long names and base-256 numbers, and the older V7 form.
 
-Part of the confined worker, whose start-up every layer pays for: none of its modules imports `typing` or anything
-else that takes milliseconds, and all names are the bytes that the archive has.
+All names are the bytes that the archive has.
 """
 
 from __future__ import annotations
+
+from criw_storage.worker.stream import BLOCK, Refused, Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criw_storage.stream import Stream
-
-BLOCK = 512
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _KNOWN = frozenset({FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO})
 _ZEROS = bytes(BLOCK)
@@ -20,10 +18,6 @@ _EXTENDED_LIMIT = 1024 * 1024  # of one pax header or GNU long name, bytes
 _MAX_ID = 2**32 - 2  # the highest uid and gid; the number after it means "leave unchanged" to chown(2)
 _XATTR = b"SCHILY.xattr."
 _SECOND = 1_000_000_000
-
-
-class Refused(Exception):  # noqa: N818 — it is what happens to the archive
-    """The archive is broken, uses what is not supported, or asks for something no layer may do."""
 
 
 class Entry:
