@@ -49,16 +49,19 @@ class Forwarder:
             try:
                 return await in_own_task(_ask(instance, route, request, stream))
             except (*BROKEN, TimeoutError) as err:
-                if isinstance(err, TimeoutError) or not (route.idempotent or never_begun(err)):
+                if isinstance(err, TimeoutError) or not (route.repeated or never_begun(err)):
                     raise as_fault(err, f"criw-{route.agent}") from err
             await asyncio.sleep(PAUSE_S)
 
     async def _forward_stream(self, route: Route, request: bytes, stream: ServerStream) -> None:
-        instance = await self._instances[route.agent].connected(until=_until(stream))
-        try:
-            await in_own_task(_pass_on(instance, route, request, stream))
-        except (*BROKEN, TimeoutError) as err:
-            raise as_fault(err, f"criw-{route.agent}") from err
+        while True:
+            instance = await self._instances[route.agent].connected(until=_until(stream))
+            try:
+                return await in_own_task(_pass_on(instance, route, request, stream))
+            except (*BROKEN, TimeoutError) as err:
+                if not never_begun(err):
+                    raise as_fault(err, f"criw-{route.agent}") from err
+            await asyncio.sleep(PAUSE_S)
 
 
 @asynccontextmanager

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from grpclib.client import Channel
-
 from criw.errors import PermissionDenied, Unavailable
-from criw.rpc.codec import SETTINGS, Codec
+from criw.rpc.client import DirectChannel
 
 PAUSE_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 60.0  # for a call without a deadline
@@ -22,12 +20,12 @@ _GRANULARITY_NS: Final = 100_000_000
 class Instance:
     """A connection to one socket. `running` counts the calls it is answering for us."""
 
-    channel: Channel
+    channel: DirectChannel
     running: int = 0
     taken: int = 0
 
     @contextmanager
-    def busy(self) -> Iterator[Channel]:
+    def busy(self) -> Iterator[DirectChannel]:
         self.running += 1
         self.taken += 1
         try:
@@ -56,7 +54,7 @@ class Instances:
             for instance in self._by_load():
                 try:
                     await instance.channel.__connect__()
-                except (ConnectionError, FileNotFoundError, BlockingIOError):  # the last: its queue is full
+                except ConnectionRefusedError:
                     continue
                 except PermissionError as err:
                     raise PermissionDenied(
@@ -84,7 +82,7 @@ class Instances:
         for path in self._known.keys() - there:
             self._leaving.append(self._known.pop(path))
         for path in sorted(there - self._known.keys()):
-            self._known[path] = Instance(Channel(path=str(path), codec=Codec(), config=SETTINGS))
+            self._known[path] = Instance(DirectChannel(path))
         for instance in [one for one in self._leaving if not one.running]:
             self._leaving.remove(instance)
             instance.channel.close()

@@ -53,7 +53,7 @@ class Merged:
         await stream.send_message(reply)
 
     async def _of_supervisor(self, request: StatusRequest, stream: ServerStream) -> StatusResponse:
-        route = Route(f"{_SERVICE}Status", "supervisor", Cardinality.UNARY_UNARY)
+        route = Route(f"{_SERVICE}Status", "supervisor", Cardinality.UNARY_UNARY, repeated=True)
         try:
             async with asyncio.timeout(_AGENT_LIMIT_S):
                 return StatusResponse.parse(await self._forwarder.unary(route, bytes(request), stream))
@@ -79,7 +79,7 @@ class Merged:
         """The supervisor's version; in the middle of an upgrade, the older of its and the door's."""
         request = await stream.recv_message()
         assert request is not None
-        route = Route(f"{_SERVICE}Version", "supervisor", Cardinality.UNARY_UNARY)
+        route = Route(f"{_SERVICE}Version", "supervisor", Cardinality.UNARY_UNARY, repeated=True)
         reply = VersionResponse.parse(await self._forwarder.unary(route, bytes(request), stream))
         reply.runtime_version = min(reply.runtime_version, __version__, key=_version_key)
         await stream.send_message(reply)

@@ -1,4 +1,4 @@
-"""Which agent answers which call of the CRI, and which calls may be repeated when that agent dies in the middle."""
+"""Which agent answers which call of the door, and which calls may be repeated when that agent dies in the middle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,40 +7,79 @@ from typing import Final
 from grpclib.const import Cardinality
 
 from criw.config.common import AgentName
+from criw_proto.criw.image.v1 import ImagesBase
 from criw_proto.runtime.v1 import ImageServiceBase, RuntimeServiceBase
 
-# Methods that only read, and those the CRI declares idempotent.
-IDEMPOTENT: Final = frozenset(
-    {
-        "ContainerStats", "ContainerStatus", "ImageFsInfo", "ImageStatus", "ListContainerStats", "ListContainers",
-        "ListImages", "ListMetricDescriptors", "ListPodSandbox", "ListPodSandboxMetrics", "ListPodSandboxStats",
-        "PodSandboxStats", "PodSandboxStatus", "RemoveContainer", "RemoveImage", "RemovePodSandbox", "RuntimeConfig",
-        "Status", "StopContainer", "StopPodSandbox", "UpdateRuntimeConfig", "Version",
-    }
-)  # fmt: skip
+SERVICES: Final[tuple[tuple[AgentName, type[RuntimeServiceBase | ImageServiceBase | ImagesBase]], ...]] = (
+    ("supervisor", RuntimeServiceBase),
+    ("image", ImageServiceBase),
+    ("image", ImagesBase),  # what criwctl needs besides the CRI: only the door is open to its users
+)
+# Whether to repeat: what only reads, and what the CRI declares idempotent. Never a stream, part of which has been
+# passed on, nor what makes, starts or changes something: its caller must learn that the outcome is not known.
+REPEATED: Final[Mapping[str, bool]] = {
+    "Attach": False,
+    "CheckpointContainer": False,
+    "CheckpointPod": False,
+    "ContainerStats": True,
+    "ContainerStatus": True,
+    "CreateContainer": False,
+    "Exec": False,
+    "ExecSync": False,
+    "GetContainerEvents": False,
+    "ImageFsInfo": True,
+    "ImageStatus": True,
+    "Inspect": True,
+    "ListContainerStats": True,
+    "ListContainers": True,
+    "ListImages": True,
+    "ListMetricDescriptors": True,
+    "ListPodSandbox": True,
+    "ListPodSandboxMetrics": True,
+    "ListPodSandboxStats": True,
+    "PodSandboxStats": True,
+    "PodSandboxStatus": True,
+    "PortForward": False,
+    "Pull": False,
+    "PullImage": False,
+    "RemoveContainer": True,
+    "RemoveImage": True,
+    "RemovePodSandbox": True,
+    "ReopenContainerLog": False,
+    "RestorePod": False,
+    "RunPodSandbox": False,
+    "RuntimeConfig": True,
+    "StartContainer": False,
+    "Status": True,
+    "StopContainer": True,
+    "StopPodSandbox": True,
+    "StreamContainerStats": False,
+    "StreamContainers": False,
+    "StreamImages": False,
+    "StreamPodSandboxMetrics": False,
+    "StreamPodSandboxStats": False,
+    "StreamPodSandboxes": False,
+    "UpdateContainerResources": False,
+    "UpdatePodSandboxResources": False,
+    "UpdateRuntimeConfig": True,
+    "Version": True,
+}
 
 
 @dataclass(frozen=True)
 class Route:
-    """One method: its gRPC path, the agent behind it, and how it may be called."""
+    """One method: its gRPC path, the agent behind it, how it is called, and whether that may be repeated."""
 
     path: str
     agent: AgentName
     cardinality: Cardinality
-
-    @property
-    def idempotent(self) -> bool:
-        return self.path.rpartition("/")[2] in IDEMPOTENT
+    repeated: bool
 
 
 def routes() -> Mapping[str, Route]:
-    """Every method of the CRI by its path."""
-    services: tuple[tuple[AgentName, RuntimeServiceBase | ImageServiceBase], ...] = (
-        ("supervisor", RuntimeServiceBase()),
-        ("image", ImageServiceBase()),
-    )
+    """Every method of the door's services by its path."""
     return {
-        path: Route(path, agent, entry.cardinality)
-        for agent, service in services
-        for path, entry in service.__mapping__().items()
+        path: Route(path, agent, entry.cardinality, REPEATED[path.rpartition("/")[2]])
+        for agent, service in SERVICES
+        for path, entry in service().__mapping__().items()
     }

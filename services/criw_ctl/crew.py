@@ -260,6 +260,7 @@ def run_crew(settings: Common, config_path: Path | None, on_ready: Callable[[], 
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         import_shared()
         code = Crew(settings, argv, signals=signals, notify=notify, let_go=ours.close).run(on_ready)
+        settings.socket("cri").unlink(missing_ok=True)  # the door may not: it is in our directory
         left = conmons_of(settings)
         log.info(
             "the crew has stopped%s",

@@ -66,7 +66,7 @@ def _bars() -> Iterator[Bars]:
 async def pull(config: Common, image: str) -> str:
     """Pull an image, showing the progress on stderr; its id. Raises what the image agent answers."""
     image_id = ""
-    async with channel_to(config, "image") as channel:
+    async with channel_to(config, "cri") as channel:
         with _bars() as bars:
             async for progress in watch(ImagesStub(channel).pull, PullRequest(image=image), agent="the image agent"):
                 bars.show(progress.layers)

@@ -3,8 +3,9 @@
 import asyncio
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from typing import Final
 
 from criw.config.common import AGENTS, AgentName
@@ -27,6 +28,8 @@ CONDITION_COLUMNS: Final = ("CONDITION", "STATUS", "REASON", "MESSAGE")
 LIMIT_S: Final = 3.0
 DOWN: Final = "down"
 SERVING: Final = "serving"
+NOT_SERVING: Final = "not serving"
+_BY_HTTP: Final[Mapping[int, str]] = {HTTPStatus.OK: SERVING, HTTPStatus.SERVICE_UNAVAILABLE: NOT_SERVING}
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,33 @@ async def _agent_status(config: CrewFacts, agent: AgentName, instance: int) -> A
         check_socket(path)
         async with Channel(path) as channel:
             reply = await ask(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
-        health = SERVING if reply.status is HealthCheckResponseServingStatus.SERVING else "not serving"
+        health = SERVING if reply.status is HealthCheckResponseServingStatus.SERVING else NOT_SERVING
         version = await asyncio.to_thread(_http_version, host, port)
     except Unavailable:
         pass  # it is down, as said
-    except PermissionDenied as err:
-        health = str(err)
+    except PermissionDenied as err:  # an agent's socket is for root and the crew only, its HTTP endpoint for all
+        code, _ = await asyncio.to_thread(_http_get, host, port, "/readyz")
+        health = _BY_HTTP.get(code, str(err))
+        version = await asyncio.to_thread(_http_version, host, port)
     except Fault:
         health = "does not answer"
     return AgentStatus(name, health, version, f"{host}:{port}", str(path))
 
 
 def _http_version(host: str, port: int) -> str:
-    """What /version says; empty if the endpoint cannot be reached (or has a free port nobody told us)."""
+    """What /version says; empty if the endpoint cannot be reached."""
+    code, body = _http_get(host, port, "/version")
+    return str(json.loads(body)["version"]) if code == HTTPStatus.OK else ""
+
+
+def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
+    """Status and body; 0 if the endpoint cannot be reached (or has a free port nobody told us)."""
     connection = http.client.HTTPConnection(host, port, timeout=LIMIT_S)
     try:
-        connection.request("GET", "/version")
-        return str(json.loads(connection.getresponse().read())["version"])
-    except (OSError, ValueError, KeyError):
-        return ""
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
     finally:
         connection.close()

@@ -1,13 +1,13 @@
 """criw-storage: wiring."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
+from criw.callers import user_of
 from criw.config.storage import StorageSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
@@ -31,7 +31,7 @@ async def build(context: Context[StorageSettings]) -> AsyncIterator[Collection[S
     seconds = Histogram(
         "criw_storage_unpack_seconds", "Time to unpack one layer.", buckets=_UNPACK_BUCKETS, registry=registry
     )
-    blobs = Blobs(context.config.blobs, owner=os.geteuid())
+    blobs = Blobs(context.config.blobs, owner=user_of("image", context.config, seen_from="storage"))
     async with (
         open_store(state / "storage.db") as store,
         open_layers(store, state, blobs, workers=section.unpack_workers, seconds=seconds) as layers,

@@ -31,7 +31,12 @@ MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_KEEPCAPS: Final = 8
+PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
 
 CLONE_FS: Final = 0x200
 CLONE_NEWNS: Final = 0x20000
@@ -57,6 +62,8 @@ _FSCONFIG_CMD_CREATE: Final = 6
 _FSMOUNT_CLOEXEC: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _AT_FDCWD: Final = -100
+_PR_GET_PDEATHSIG: Final = 2
+_CAPABILITY_VERSION_3: Final = 0x20080522
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -140,9 +147,30 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(raw, ctypes.c_size_t(len(raw))))
 
 
-def prctl(option: int, value: int) -> None:
-    """prctl(2), for the options that take one number."""
-    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+def prctl(option: int, value: int, second: int = 0) -> None:
+    """prctl(2), for the options that take one or two numbers."""
+    _check(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(second), 0, 0))
+
+
+def death_signal() -> int:
+    """The signal that the death of our parent sends us; 0 if none: prctl(2), PR_GET_PDEATHSIG."""
+    number = ctypes.c_int()
+    _check(_libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(number), 0, 0, 0))
+    return number.value
+
+
+def permitted_capabilities() -> int:
+    """The capabilities this thread may use, one bit for each: capget(2)."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    _check(_libc.capget(header, data))
+    return int(data[1]) | int(data[4]) << 32
+
+
+def set_capabilities(mask: int) -> None:
+    """Make these the thread's effective, permitted and inheritable capabilities: capset(2)."""
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, low, high, high, high)))
 
 
 def open_in_root(root: Path, name: str) -> int:

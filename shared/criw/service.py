@@ -2,9 +2,10 @@
 
 import argparse
 import asyncio
+import concurrent.futures.thread  # noqa: F401 — see `_prepared`
 import contextlib
+import encodings.idna  # noqa: F401
 import gc
-import grp
 import logging
 import os
 import signal
@@ -20,16 +21,18 @@ import uvloop
 from aiohttp import web
 
 from criw import __version__, lockfile, log
+from criw.callers import callers_of
 from criw.config.common import AgentName, Common
 from criw.config.load import DEFAULT_PATH, load
 from criw.errors import DeadlineExceeded, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.health import HealthRpc, Readiness, http_app
+from criw.listener import bind, group_id, handed_over, taken_away
 from criw.metrics import Metrics
+from criw.privileges import Identity, death_signal_kept, identity_of
 from criw.rpc.server import Servable, Server
 
 logger = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
-_SD_FIRST_FD: Final = 3  # sd_listen_fds(3)
 C = TypeVar("C", bound=Common)
 _PASSING: Final = (DeadlineExceeded, ResourceExhausted, Unavailable)
 
@@ -62,7 +65,8 @@ def run_service(agent: AgentName, model: type[C], build: Build[C], argv: Sequenc
     try:
         settings = load(model, options.config)
         log.setup(f"criw-{agent}", level=settings.log_level, style=settings.log_format)
-        uvloop.run(_serve(agent, settings, options.instance, build))
+        with _prepared(agent, settings, options.instance) as listener:
+            uvloop.run(_serve(agent, settings, options.instance, build, listener))
     except asyncio.CancelledError:
         logger.info("stopped before it was ready")
     except Fault as err:
@@ -74,39 +78,76 @@ def run_service(agent: AgentName, model: type[C], build: Build[C], argv: Sequenc
     sys.exit(0)
 
 
-async def _serve(agent: AgentName, settings: C, instance: int, build: Build[C]) -> None:
+@contextlib.contextmanager
+def _prepared(agent: AgentName, settings: Common, instance: int) -> Iterator[socket.socket]:
+    """What root must do, and the process's socket; within the block it is what it stays: see `criw.privileges`.
+
+    Python itself may be where only root can read, in its home say. So all is imported by then, and what Python or a
+    library imports when it is first needed is imported where the need arises.
+    """
+    identity = identity_of(agent, settings)
+    run, state, path = settings.run_dir(agent), settings.state_dir(agent), settings.socket(agent, instance)
+    settings.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    settings.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    run.mkdir(mode=0o750, exist_ok=True)
+    state.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        with death_signal_kept():
+            for directory in (run, state):
+                identity.take(directory)
+            try:
+                with identity.assumed():
+                    # Two on one directory would undo each other's work.
+                    opened.enter_context(lockfile.hold(state / f"{instance}.lock", program=f"criw-{agent}"))
+            except PermissionError as err:
+                raise FailedPrecondition(
+                    f"cannot use {state} as user {identity.uid}: {err.strerror}; let others pass through the "
+                    "directories above it (chmod o+x), or set root and run to other directories"
+                ) from err
+            listener = handed_over()
+            if listener is None:
+                listener = _own_socket(agent, settings, path, identity)
+                opened.enter_context(taken_away(path))
+            opened.enter_context(listener)
+            identity.become()
+        yield listener
+
+
+def _own_socket(agent: AgentName, settings: Common, path: Path, identity: Identity) -> socket.socket:
+    if agent != "cri":
+        with identity.assumed():
+            return bind(path)
+    listener = bind(path)  # in a directory of root's
+    if settings.group:
+        os.chown(path, -1, group_id(settings.group))
+    return listener
+
+
+async def _serve(agent: AgentName, settings: C, instance: int, build: Build[C], listener: socket.socket) -> None:
     manager = os.environ.pop("NOTIFY_SOCKET", "")  # not for our children: runc would wait for the container's READY=1
     stop = _Stop()
     metrics = Metrics(agent)
     readiness = Readiness()
-    group = _group_id(settings.group)
-    for directory in (settings.run, settings.run_dir(agent)):
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    settings.state_dir(agent).mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = settings.state_dir(agent) / f"{instance}.lock"  # two on one directory would undo each other's work
-    with lockfile.hold(lock, program=f"criw-{agent}"):
-        async with (
-            _http_endpoint(agent, settings, instance, readiness, metrics),
-            build(Context(settings, instance, metrics)) as services,
-        ):
-            names = {path.split("/")[1] for service in services for path in service.__mapping__()}
-            server = Server([*services, HealthRpc(readiness, names)], metrics, group=group)
-            path = settings.socket(agent, instance)
-            with _listening(path, group) as listener:
-                await server.start(sock=listener)
-                stop.started = True
-                gc.collect()
-                gc.freeze()  # what was imported stays: no collection need walk it again
-                await readiness.set(ready=True)
-                sd_notify(manager, "READY=1")
-                logger.info("ready", extra={"socket": os.fspath(path), "version": __version__})
-                async with asyncio.TaskGroup() as tasks:
-                    watchdog = tasks.create_task(_feed_watchdog(manager), name="watchdog")
-                    await stop.asked.wait()
-                    watchdog.cancel()
-                sd_notify(manager, "STOPPING=1")
-                await readiness.set(ready=False)
-                await server.drain(settings.drain_timeout_s)
+    async with (
+        _http_endpoint(agent, settings, instance, readiness, metrics),
+        build(Context(settings, instance, metrics)) as services,
+    ):
+        names = {path.split("/")[1] for service in services for path in service.__mapping__()}
+        server = Server([*services, HealthRpc(readiness, names)], metrics, callers_of(agent, settings))
+        await server.start(sock=listener)
+        stop.started = True
+        gc.collect()
+        gc.freeze()  # what was imported stays: no collection need walk it again
+        await readiness.set(ready=True)
+        sd_notify(manager, "READY=1")
+        logger.info("ready", extra={"socket": listener.getsockname(), "version": __version__})
+        async with asyncio.TaskGroup() as tasks:
+            watchdog = tasks.create_task(_feed_watchdog(manager), name="watchdog")
+            await stop.asked.wait()
+            watchdog.cancel()
+        sd_notify(manager, "STOPPING=1")
+        await readiness.set(ready=False)
+        await server.drain(settings.drain_timeout_s)
     logger.info("stopped")
 
 
@@ -124,60 +165,6 @@ class _Stop:
         self.asked.set()
         if not self.started and self._task is not None:
             self._task.cancel()
-
-
-def _group_id(name: str) -> int | None:
-    if not name:
-        return None
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError as err:
-        raise FailedPrecondition(f"cannot give the sockets to group {name}: there is no such group; make it") from err
-
-
-@contextlib.contextmanager
-def _listening(path: Path, group: int | None) -> Iterator[socket.socket]:
-    """The listening socket: systemd's if it handed one over, else one of our own at `path`, mode 0660."""
-    if (handed := _handed_over()) is not None:
-        with handed:
-            yield handed
-        return
-    path.unlink(missing_ok=True)  # of a process that was killed: we hold its lock
-    with socket.socket(socket.AF_UNIX) as own:
-        previous = os.umask(0o117)
-        try:
-            own.bind(os.fspath(path))
-        finally:
-            os.umask(previous)
-        if group is not None:
-            os.chown(path, -1, group)
-        own.listen(128)
-        own.setblocking(False)
-        try:
-            yield own
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _handed_over() -> socket.socket | None:
-    """The socket of systemd's socket activation, if there is one for this process: sd_listen_fds(3)."""
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")  # not for our children
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or count == "0":
-        return None
-    if count != "1":
-        raise FailedPrecondition(f"cannot serve on {count} sockets: hand over one, with one ListenStream= in its unit")
-    try:
-        handed = socket.socket(fileno=_SD_FIRST_FD)
-        listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    except OSError as err:
-        raise FailedPrecondition(f"cannot serve on the descriptor that was handed over: {err.strerror}") from err
-    if handed.family != socket.AF_UNIX or not listens:
-        handed.close()
-        raise FailedPrecondition("cannot serve on the socket that was handed over: it must be a listening unix socket")
-    handed.set_inheritable(False)
-    handed.setblocking(False)
-    return handed
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
+import pydantic.dataclasses  # noqa: F401 — pydantic imports it when it first reads JSON: see `criw.service`
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted

@@ -36,6 +36,7 @@ class Crew:
     def __init__(self, extra_toml: str = "") -> None:
         token = secrets.token_hex(3)
         self.directory = Path(tempfile.mkdtemp(prefix=f"criw-{token}-", dir="/tmp"))
+        self.directory.chmod(0o755)  # the agents have users of their own
         self.config_path = self.directory / "criw.toml"
         self.cgroup_parent = f"/criw-{token}"
         subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"

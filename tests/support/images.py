@@ -26,6 +26,7 @@ import zstandard
 
 BUSYBOX: Final = Path("/bin/busybox")
 NGINX: Final = Path("/usr/sbin/nginx")
+TOOLS: Final = (Path("/usr/sbin/setcap"), Path("/usr/sbin/getcap"), Path("/usr/bin/chattr"), Path("/usr/bin/lsattr"))
 ARCHITECTURE: Final = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 PAGE: Final = "Served by nginx in a pod of Criw.\n"
 _EPOCH: Final = "1970-01-01T00:00:00Z"
@@ -304,17 +305,26 @@ def _libraries(program: Path) -> list[Path]:
     return sorted({Path(word) for word in words if word.startswith("/")})
 
 
+def _with_libraries(*programs: Path) -> Layer:
+    """Programs of the host, each where it is there, with what they need to run."""
+    files = sorted({*programs, *(library for program in programs for library in _libraries(program))})
+    parents = sorted({parent for path in files for parent in path.parents if parent != Path("/")})
+    return layer(
+        *(directory(str(path).lstrip("/")) for path in parents),
+        *(file(str(path).lstrip("/"), path.read_bytes(), 0o755) for path in files),
+    )
+
+
+@functools.cache
+def tools() -> Image:
+    """busybox, and the programs for capabilities and attributes of files."""
+    return image(base_layer(), _with_libraries(*TOOLS), config={"Cmd": ["sh"]})
+
+
 @functools.cache
 def nginx() -> Image:
     """nginx in the foreground on port 80: busybox, program, configuration and page are layers of their own."""
-    libraries = _libraries(NGINX)
-    parents = sorted({parent for path in libraries for parent in path.parents if parent != Path("/")})
-    program = layer(
-        *(directory(str(path).lstrip("/")) for path in parents),
-        *(file(str(path).lstrip("/"), path.read_bytes(), 0o755) for path in libraries),
-        directory("usr/sbin"),
-        file("usr/sbin/nginx", NGINX.read_bytes(), 0o755),
-    )
+    program = _with_libraries(NGINX)
     configuration = layer(
         directory("etc/nginx"),
         file("etc/nginx/nginx.conf", _NGINX_CONF),

@@ -260,6 +260,7 @@ async def running_registry(*, tls: bool = False, auth: Auth = "none", port: int 
     """
     async with contextlib.AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-")))
+        directory.chmod(0o755)  # the image agent has a user of its own, and reads ca.pem
         registry = Registry(directory, tls=tls, auth=auth)
         registry.port = port
         if tls:

@@ -11,6 +11,7 @@ from grpclib.const import Cardinality
 
 from criw.metrics import Metrics
 from criw.rpc.client import Channel
+from criw.rpc.peers import Callers
 from criw.rpc.server import Servable, Server
 from criw_proto.criw.network.v1 import (
     AttachRequest,
@@ -64,14 +65,14 @@ class Gate:
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, *services: Servable, metrics: Metrics | None = None, group: int | None = None
+    path: Path, *services: Servable, metrics: Metrics | None = None, callers: Callers | None = None
 ) -> AsyncIterator[Server]:
     """Serve at `path` until the block is left or the test has drained the server itself."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen()
         listener.setblocking(False)
-        server = Server(services, metrics or Metrics("test"), group=group)
+        server = Server(services, metrics or Metrics("test"), callers or Callers())
         await server.start(sock=listener)
         try:
             yield server

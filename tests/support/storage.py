@@ -53,6 +53,7 @@ class Storage:
         """The name of a blob with these bytes, put where the image agent would."""
         path = self.blobs / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
+        os.chown(path, self.crew.config.image.user, -1)
         return path.name
 
     async def unpack(self, image_id: str, layer: Layer, *, media_type: str = MEDIA_TYPE) -> int:

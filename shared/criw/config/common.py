@@ -2,12 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
 AgentName: TypeAlias = Literal["cri", "image", "storage", "network", "supervisor"]
 AGENTS: Final[tuple[AgentName, ...]] = ("storage", "network", "image", "supervisor", "cri")  # in starting order
+# Numbers that neither Debian (policy 9.2.2: 65000 to 65533 are reserved) nor systemd (UIDS-GIDS: 61184 to 65519 are for
+# dynamic users) gives to anybody, and that no user namespace is given either; those begin at 65536.
+FIRST_ID: Final = 65520
+User: TypeAlias = Annotated[
+    int, Field(ge=0, lt=2**32 - 1, description="uid it runs as when root starts it; it needs no account")
+]
 _RUN_LIMIT: Final = 80  # a unix socket's path has at most 107: unix(7)
 
 
@@ -25,6 +31,7 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    user: User
     http: str = Field(description="host:port of /healthz, /readyz, /metrics and /version; port 0 takes a free one")
 
     @field_validator("http")
@@ -46,7 +53,10 @@ class Common(Section):
 
     root: Path = Path("/var/lib/criw")
     run: Path = Path("/run/criw")
-    group: str = Field(default="", description="group that may use the sockets besides root; empty: root only")
+    group: str = Field(default="", description="group that may use the crew's socket besides root; empty: root only")
+    crew_gid: Annotated[int, Field(gt=0, lt=2**32 - 1)] = Field(
+        default=FIRST_ID, description="gid that the crew's processes share, so that they reach each other's sockets"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     drain_timeout_s: PositiveFloat = Field(

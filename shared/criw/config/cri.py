@@ -1,11 +1,12 @@
 """The door's part of the configuration."""
 
-from criw.config.common import Common, Facts
+from criw.config.common import FIRST_ID, Common, Facts, User
 
 
 class CriFacts(Facts):
     """What others may know of the door."""
 
+    user: User = FIRST_ID
     http: str = "127.0.0.1:9470"
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from criw.config.common import Common, Facts, Section
+from criw.config.common import FIRST_ID, Common, Facts, Section, User
+from criw.config.cri import CriFacts
 
 
 class Registry(Section):
@@ -32,6 +33,7 @@ class Registry(Section):
 class ImageFacts(Facts):
     """What others may know of the image agent."""
 
+    user: User = FIRST_ID + 1
     http: str = "127.0.0.1:9471"
 
 
@@ -48,6 +50,7 @@ class ImageSection(ImageFacts, extra="forbid"):
 
 
 class ImageSettings(Common):
-    """What the image agent reads."""
+    """What the image agent reads; of others, whom it answers."""
 
     image: ImageSection = ImageSection()
+    cri: CriFacts = CriFacts()

@@ -1,16 +1,18 @@
 """The network agent's part of the configuration."""
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from criw.config.common import Common, Facts
+from criw.config.cri import CriFacts
 
 
 class NetworkFacts(Facts):
     """What others may know of the network agent."""
 
+    user: Literal[0] = Field(default=0, description="it must be root")
     http: str = "127.0.0.1:9473"
 
 
@@ -31,6 +33,7 @@ class NetworkSection(NetworkFacts, extra="forbid"):
 
 
 class NetworkSettings(Common):
-    """What the network agent reads."""
+    """What the network agent reads; of others, whom it answers."""
 
     network: NetworkSection = NetworkSection()
+    cri: CriFacts = CriFacts()

@@ -2,12 +2,14 @@
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from criw.config.common import Common, Facts
+from criw.config.common import FIRST_ID, Common, Facts, User
+from criw.config.image import ImageFacts
 
 
 class StorageFacts(Facts):
     """What others may know of the storage agent."""
 
+    user: User = FIRST_ID + 2
     http: str = "127.0.0.1:9472"
 
 
@@ -19,6 +21,7 @@ class StorageSection(StorageFacts, extra="forbid"):
 
 
 class StorageSettings(Common):
-    """What the storage agent reads."""
+    """What the storage agent reads; of others, whom it answers, and whose blobs it unpacks."""
 
     storage: StorageSection = StorageSection()
+    image: ImageFacts = ImageFacts()

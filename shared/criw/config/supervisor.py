@@ -1,10 +1,12 @@
 """The supervisor's part of the configuration."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from criw.config.common import Common, Facts, Section
+from criw.config.cri import CriFacts
 
 
 class Runtime(Section):
@@ -17,6 +19,7 @@ class Runtime(Section):
 class SupervisorFacts(Facts):
     """What others may know of the supervisor."""
 
+    user: Literal[0] = Field(default=0, description="it must be root")
     http: str = "127.0.0.1:9474"
 
 
@@ -50,6 +53,7 @@ class SupervisorSection(SupervisorFacts, extra="forbid"):
 
 
 class SupervisorSettings(Common):
-    """What the supervisor reads."""
+    """What the supervisor reads; of others, whom it answers."""
 
     supervisor: SupervisorSection = SupervisorSection()
+    cri: CriFacts = CriFacts()

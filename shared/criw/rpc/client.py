@@ -13,12 +13,15 @@ from betterproto2.grpclib.grpclib_client import ServiceStub
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 
 from criw.errors import PermissionDenied
 from criw.rpc.codec import SETTINGS, Codec
 from criw.rpc.faults import BROKEN, FAILURES, as_fault
 
 _CONNECT_PAUSE_S: Final = 0.02
+# grpclib tells the code of a reset in the text of the error only.
+_REFUSED: Final = f"Stream reset by remote party, error_code: {ErrorCodes.REFUSED_STREAM:d}"
 
 Q = TypeVar("Q", bound=betterproto2.Message)
 A = TypeVar("A", bound=betterproto2.Message)
@@ -26,29 +29,81 @@ T = TypeVar("T")
 Method: TypeAlias = Callable[..., Coroutine[Any, Any, A]]
 
 
-class Channel(grpclib.client.Channel):
-    """A client's connection to one socket, which waits for the agent behind it to come (back) up.
+class _Protocol(H2Protocol):
+    """Tells calls that were never begun from those that broke."""
 
-    How long is decided by the deadline of the call that wants the connection.
-    """
+    _heard = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.processor.processors[ConnectionTerminated] = self._hang_up
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # A server's first words come with the connection: here it was never taken out of the socket's queue. After a
+        # failed write, though, there may be words we have not read.
+        if not self._heard and not isinstance(exc, BrokenPipeError):
+            self._refuse_after(0)
+        super().connection_lost(exc)
+
+    def _hang_up(self, event: ConnectionTerminated) -> None:
+        """The server has answered all it will, and has begun no call after the one it names: RFC 9113, section 6.8."""
+        self.handler.close()  # the next call makes a connection of its own
+        self._refuse_after(event.last_stream_id or 0)
+        # In a moment: calls whose answers came just before are still to read them.
+        asyncio.get_running_loop().call_soon(self.processor.close, "Connection closed by the server")
+
+    def _refuse_after(self, last: int) -> None:
+        for stream in self.processor.streams.values():
+            if (stream.id or 0) > last:
+                stream.__terminated__(_REFUSED)
+                stream.wrapper = None  # or the end of the connection would become the reason
+
+
+class DirectChannel(grpclib.client.Channel):
+    """A client's connection to one socket; ConnectionRefusedError if nobody listens there."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path=os.fspath(path), codec=Codec(), config=SETTINGS)
-        self._where = path
 
-    async def __aenter__(self) -> Self:
-        return self
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        protocol.__class__ = _Protocol
+        return protocol
+
+    async def _create_connection(self) -> H2Protocol:
+        try:
+            return await super()._create_connection()
+        except (FileNotFoundError, BlockingIOError) as err:  # the last: its queue is full
+            raise ConnectionRefusedError(err.errno, err.strerror) from err
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
         return bool(self._connected)
 
+
+class Channel(DirectChannel):
+    """A connection that waits for the agent behind the socket to come (back) up.
+
+    How long is decided by the deadline of the call that wants the connection.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._where = path
+
+    async def __aenter__(self) -> Self:
+        return self
+
     async def _create_connection(self) -> H2Protocol:
         while True:
             try:
                 return await super()._create_connection()
-            except (ConnectionError, FileNotFoundError, BlockingIOError):  # the last: its queue is full
+            except ConnectionRefusedError:
                 await asyncio.sleep(_CONNECT_PAUSE_S)
             except PermissionError as err:
                 raise PermissionDenied(
@@ -116,6 +171,5 @@ def _connected(method: Callable[..., object]) -> bool:
 
 
 def never_begun(err: Exception) -> bool:
-    """Whether a call broke because a stopping process refused it: then any call may be repeated."""
-    # grpclib tells the code in the text of the error only.
-    return isinstance(err, StreamTerminatedError) and str(err).endswith(f"error_code: {ErrorCodes.REFUSED_STREAM:d}")
+    """Whether a call broke that never reached the server, or that it did not take up: then any call may be repeated."""
+    return isinstance(err, ConnectionRefusedError) or (isinstance(err, StreamTerminatedError) and str(err) == _REFUSED)

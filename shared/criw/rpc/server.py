@@ -1,13 +1,11 @@
 """What every server does around a call.
 
-Its errors become statuses, it is counted and timed, and the caller must be root, the process's own user, or in the
-socket's group.
+Its errors become statuses, it is counted and timed, and the caller must be one who may call the service.
 """
 
 import asyncio
 import logging
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -18,10 +16,12 @@ from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from h2.errors import ErrorCodes
 
+from criw.errors import PermissionDenied
 from criw.metrics import Metrics
 from criw.rpc.codec import SETTINGS, Codec
+from criw.rpc.connections import ClientProtocol, Connections
 from criw.rpc.faults import as_status
-from criw.rpc.peers import may_use
+from criw.rpc.peers import Callers, Peer
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,14 @@ class InFlight:
 class _Instrumented:
     """A service whose every method is counted, timed and has its errors translated."""
 
-    def __init__(self, service: Servable, metrics: Metrics, in_flight: InFlight) -> None:
+    def __init__(
+        self, service: Servable, metrics: Metrics, in_flight: InFlight, connections: Connections, callers: Callers
+    ) -> None:
         self._service = service
         self._metrics = metrics
         self._in_flight = in_flight
+        self._connections = connections
+        self._callers = callers
 
     def __mapping__(self) -> Mapping[str, Handler]:
         return {
@@ -87,16 +91,22 @@ class _Instrumented:
     ) -> Callable[[ServerStream], Awaitable[None]]:
         running = self._metrics.running.labels(path)
         seconds = self._metrics.seconds.labels(path)
+        service = path.split("/")[1]
 
         async def answer(stream: ServerStream) -> None:
             if self._in_flight.stopping:
                 return await _refuse(stream)
+            inner = stream._stream  # noqa: SLF001 — grpclib hands out neither the connection nor the number
+            client = self._connections.of(inner.connection)
+            client.begun = max(client.begun, inner.id or 0)
             started = time.perf_counter()
             status = Status.CANCELLED
             # A stream may last for ever: a stopping process does not wait for those.
             waited_for = self._in_flight if not stream_of_replies(stream) else InFlight()
             with running.track_inprogress(), waited_for:
                 try:
+                    if not self._callers.may_call(client.peer, service):
+                        raise _denied(client.peer, service)
                     await handle(stream)
                     status = Status.OK
                 except asyncio.CancelledError:
@@ -106,11 +116,17 @@ class _Instrumented:
                     status = answered.status
                     raise answered from err
                 finally:
+                    stream._cancel_done |= client.parted  # noqa: SLF001 — then nothing can be answered any more
                     self._metrics.calls.labels(path, status.name).inc()
                     seconds.observe(time.perf_counter() - started)
             return None
 
         return answer
+
+
+def _denied(peer: Peer, service: str) -> PermissionDenied:
+    log.warning("refused a call", extra={"service": service, "user": peer.uid})
+    return PermissionDenied(f"cannot let user {peer.uid} call {service}: only root and the crew's own callers may")
 
 
 def stream_of_replies(stream: ServerStream) -> bool:
@@ -139,38 +155,25 @@ async def _unimplemented(_: ServerStream) -> None:
     raise GRPCError(Status.UNIMPLEMENTED, "cannot call a method this process does not have")
 
 
-class _CheckedProtocol(H2Protocol):
-    """Closes a connection whose peer may not use the socket, should the file's mode ever have let it in."""
-
-    allowed_group: int | None = None
-    connected: "weakref.WeakSet[H2Protocol]"
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.connected.add(self)
-        peer = transport.get_extra_info("socket")
-        if not may_use(peer, self.allowed_group):
-            log.warning("refused a peer that is neither root nor in the socket's group")
-            transport.close()
-
-
 class Server(grpclib.server.Server):
-    """Serves on a listening unix socket. `group` may use it besides root."""
+    """Serves `callers` on a listening unix socket."""
 
-    def __init__(self, services: Collection[Servable], metrics: Metrics, *, group: int | None) -> None:
+    def __init__(self, services: Collection[Servable], metrics: Metrics, callers: Callers) -> None:
         self.in_flight = InFlight()
-        instrumented = [_Instrumented(service, metrics, self.in_flight) for service in services]
+        self._connections = Connections()
+        self._callers = callers
+        instrumented = [
+            _Instrumented(service, metrics, self.in_flight, self._connections, callers) for service in services
+        ]
         super().__init__(instrumented, codec=Codec(), config=SETTINGS)
         self._mapping = _Methods(self._mapping)
-        self._group = group
-        self._connections: weakref.WeakSet[H2Protocol] = weakref.WeakSet()
 
     def _protocol_factory(self) -> H2Protocol:
         protocol = super()._protocol_factory()
-        protocol.__class__ = _CheckedProtocol
-        assert isinstance(protocol, _CheckedProtocol)
-        protocol.allowed_group = self._group
-        protocol.connected = self._connections
+        protocol.__class__ = ClientProtocol
+        assert isinstance(protocol, ClientProtocol)
+        protocol.callers = self._callers
+        protocol.connections = self._connections
         return protocol
 
     async def drain(self, limit_s: float) -> None:
@@ -183,6 +186,6 @@ class Server(grpclib.server.Server):
         except TimeoutError:
             log.warning("stopping with calls still running", extra={"waited_s": limit_s})
         self.close()  # cancels what still runs
-        for protocol in self._connections:
-            protocol.connection.close()
+        self._connections.part()
+        await self._connections.close()
         await self.wait_closed()

@@ -96,6 +96,7 @@ async def test_the_crew_starts_and_stops_in_reverse_order(stage: Stage) -> None:
         up.process.send_signal(signal.SIGINT)
         assert await up.end() == 0
     assert stopped(up.lines) == list(reversed(AGENTS))
+    assert not stage.crew.config.socket("cri").exists()  # which the door cannot take away itself
     assert up.lines[-1].endswith("criwctl: the crew has stopped")
 
 

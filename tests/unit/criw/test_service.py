@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 import pytest_asyncio
 
 from criw import __version__
+from criw.config.common import AgentName
+from criw.config.crew import CrewFacts
 from criw.config.load import load
-from criw.config.network import NetworkSettings
 from criw.rpc.client import Channel, call
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
@@ -38,7 +40,7 @@ POD = AttachRequest(pod_id="p")
 class Tiny:
     """A started tiny agent."""
 
-    def __init__(self, settings: NetworkSettings, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, settings: CrewFacts, process: asyncio.subprocess.Process) -> None:
         self.settings = settings
         self.process = process
 
@@ -64,15 +66,16 @@ class Tiny:
 
 
 class Starter:
-    """Starts tiny agents on one configuration."""
+    """Starts tiny agents on one configuration; all are this one of the crew."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, agent: AgentName = "network") -> None:
         self.config_path = directory / "criw.toml"
         self.config_path.write_text(
-            f'root = "{directory}/lib"\nrun = "{directory}/run"\n[network]\nhttp = "127.0.0.1:{free_port()}"\n'
+            f'root = "{directory}/lib"\nrun = "{directory}/run"\n[{agent}]\nhttp = "127.0.0.1:{free_port()}"\n'
         )
-        self.settings = load(NetworkSettings, self.config_path, {})
-        self.socket = self.settings.socket("network")
+        self.settings = load(CrewFacts, self.config_path, {})
+        self.socket = self.settings.socket(agent)
+        self._agent = agent
         self._started: list[asyncio.subprocess.Process] = []
 
     async def __call__(
@@ -88,7 +91,7 @@ class Starter:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=python_environment() | dict(env or {}),
+            env=python_environment() | {"TINY_AGENT": self._agent} | dict(env or {}),
             pass_fds=() if hand_over is None else (hand_over,),
         )
         self._started.append(process)
@@ -247,7 +250,6 @@ async def test_a_taken_port_is_named_with_the_remedy(start: Starter) -> None:
         ({"CRIW_CONFIG_": "x"}, "unknown key config_"),
         ({"CRIW_NETWORK_BRIGDE": "x"}, "unknown key network.brigde"),
         ({"CRIW_LOG_LEVEL": "loud"}, "log_level"),
-        ({"CRIW_GROUP": "no-such-group"}, "cannot give the sockets to group no-such-group"),
     ],
 )
 async def test_a_wrong_configuration_is_one_line_and_its_exit_code(
@@ -395,8 +397,111 @@ async def test_a_descriptor_that_is_not_such_a_socket_is_refused(kind: str, star
     assert line.startswith("criw-network: cannot serve on the ")
 
 
+# --- started by root
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """One that all users may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="criw-service-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@contextlib.asynccontextmanager
+async def starting(directory: Path, agent: AgentName) -> AsyncIterator[tuple[Starter, Channel]]:
+    starter = Starter(directory, agent)
+    channel = Channel(starter.socket)
+    try:
+        yield starter, channel
+    finally:
+        channel.close()
+        await starter.kill_all()
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
 @pytest.mark.root
-async def test_the_socket_is_given_to_the_group(start: Starter, channel: Channel) -> None:
+async def test_an_agent_is_its_own_user_and_so_is_all_it_makes(open_directory: Path) -> None:
+    async with starting(open_directory, "image") as (start, channel):
+        tiny = await start.ready(channel)
+        user, group = start.settings.image.user, start.settings.crew_gid
+        assert Path(f"/proc/{tiny.process.pid}/environ").stat().st_uid == 0  # nor can its own user trace it
+        assert f"Uid:\t{user}\t{user}\t{user}\t{user}\n" in Path(f"/proc/{tiny.process.pid}/status").read_text()
+        assert owner_and_mode(start.socket) == (user, group, 0o660)
+        assert owner_and_mode(start.settings.run_dir("image")) == (user, group, 0o750)
+        assert owner_and_mode(start.settings.state_dir("image")) == (user, group, 0o700)
+        assert (start.settings.state_dir("image") / "0.lock").stat().st_uid == user
+        assert owner_and_mode(start.settings.run) == (0, 0, 0o755)
+        tiny.process.send_signal(signal.SIGTERM)
+        assert (await tiny.end())[0] == 0
+        assert not start.socket.exists()
+
+
+@pytest.mark.root
+async def test_an_agent_that_stays_root_lets_the_crew_reach_it(start: Starter, channel: Channel) -> None:
     await start.ready(channel, env={"CRIW_GROUP": "daemon"})
-    assert start.socket.group() == "daemon"
-    assert stat.S_IMODE(start.socket.stat().st_mode) == 0o660
+    assert owner_and_mode(start.socket) == (0, start.settings.crew_gid, 0o660)
+    assert owner_and_mode(start.settings.run_dir("network")) == (0, start.settings.crew_gid, 0o750)
+
+
+@pytest.mark.root
+async def test_the_doors_socket_is_for_its_group_and_outlives_it(open_directory: Path) -> None:
+    """It is in a directory of root's, from which the door, no longer root, can take nothing away."""
+    async with starting(open_directory, "cri") as (start, channel):
+        for _ in range(2):
+            tiny = await start.ready(channel, env={"CRIW_GROUP": "daemon"})
+            assert (start.socket.owner(), start.socket.group()) == ("root", "daemon")
+            assert stat.S_IMODE(start.socket.stat().st_mode) == 0o660
+            tiny.process.send_signal(signal.SIGTERM)
+            assert (await tiny.end())[0] == 0
+            with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+                client.connect(os.fspath(start.socket))
+
+
+@pytest.mark.root
+async def test_a_second_door_leaves_the_socket_of_the_first(open_directory: Path) -> None:
+    async with starting(open_directory, "cri") as (start, channel):
+        await start.ready(channel)
+        before = start.socket.stat().st_ino
+        assert (await (await start()).end())[0] == 78
+        assert start.socket.stat().st_ino == before
+
+
+@pytest.mark.root
+async def test_a_group_that_does_not_exist_is_named(open_directory: Path) -> None:
+    async with starting(open_directory, "cri") as (start, _):
+        code, said = await (await start(env={"CRIW_GROUP": "no-such-group"})).end()
+        assert code == 78
+        assert said.startswith("criw-cri: cannot give the socket to group no-such-group")
+
+
+@pytest.mark.root
+async def test_directories_its_user_cannot_reach_are_named_with_the_remedy(open_directory: Path) -> None:
+    open_directory.chmod(0o700)
+    async with starting(open_directory, "image") as (start, _):
+        code, said = await (await start()).end()
+        assert code == 78
+        assert said.startswith(f"criw-image: cannot use {start.settings.state_dir('image')} as user 65521: ")
+        assert "chmod o+x" in said
+
+
+@pytest.mark.root
+async def test_root_follows_no_link_that_an_agent_may_have_planted(open_directory: Path) -> None:
+    """A taken-over agent owns its directories; the next start of it must not be made to write elsewhere as root."""
+    async with starting(open_directory, "image") as (start, channel):
+        tiny = await start.ready(channel)
+        tiny.process.kill()
+        await tiny.process.wait()
+        precious = open_directory / "precious"
+        precious.write_text("of root")
+        precious.chmod(0o600)
+        lock = start.settings.state_dir("image") / "0.lock"
+        lock.unlink()
+        lock.symlink_to(precious)
+        assert (await (await start()).end())[0] == 78
+        assert precious.read_text() == "of root"
+        assert precious.stat().st_uid == 0

@@ -1,7 +1,8 @@
-"""A program started by `run_service()`, for test_service.py: a network agent with nothing behind it.
+"""A program started by `run_service()`, for test_service.py: an agent with nothing behind it.
 
-`attach` prints "begun" and goes on until SIGUSR1. TINY_BUILD says what building it does: "wait" prints "building" and
-goes on at SIGUSR1; a fault's name raises that fault; anything else raises RuntimeError.
+It is the network agent, or the one TINY_AGENT names. `attach` prints "begun" and goes on until SIGUSR1. TINY_BUILD says
+what building it does: "wait" prints "building" and goes on at SIGUSR1; a fault's name raises that fault; anything else
+raises RuntimeError.
 """
 
 import asyncio
@@ -11,14 +12,18 @@ import signal
 from collections.abc import AsyncIterator, Collection
 
 from criw import errors
+from criw.config.common import AGENTS, Common
+from criw.config.cri import CriSettings
+from criw.config.image import ImageSettings
 from criw.config.network import NetworkSettings
+from criw.config.storage import StorageSettings
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
 from support.serving import Scripted
 
 
 @contextlib.asynccontextmanager
-async def build(_: Context[NetworkSettings]) -> AsyncIterator[Collection[Servable]]:
+async def build(_: Context[Common]) -> AsyncIterator[Collection[Servable]]:
     usr1 = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, usr1.set)
 
@@ -41,4 +46,12 @@ async def build(_: Context[NetworkSettings]) -> AsyncIterator[Collection[Servabl
 
 
 if __name__ == "__main__":
-    run_service("network", NetworkSettings, build)
+    name = os.environ.get("TINY_AGENT", "network")
+    agent = next(agent for agent in AGENTS if agent == name)
+    models: dict[str, type[Common]] = {
+        "cri": CriSettings,
+        "image": ImageSettings,
+        "network": NetworkSettings,
+        "storage": StorageSettings,
+    }
+    run_service(agent, models[agent], build)

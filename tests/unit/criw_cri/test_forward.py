@@ -352,6 +352,35 @@ async def test_any_call_a_stopping_agent_refuses_is_made_to_the_next(door: Doorw
     assert (first.calls, second.calls) == (["c"], ["late"])
 
 
+async def test_no_call_is_lost_or_made_twice_while_its_agent_is_stopped_again_and_again(door: Doorway) -> None:
+    """Calls that may not be repeated meet every moment of an agent's end: between two of its turns, on the way to it,
+    in the queue of its socket."""
+    agents: list[Supervisor] = []
+    made: list[str] = []
+    over = False
+
+    async def keep_calling(caller: int) -> None:
+        number = 0
+        while not over:
+            number += 1
+            container = f"{caller}-{number}"
+            await door.runtime.start_container(cri.StartContainerRequest(container_id=container))
+            made.append(container)
+
+    async with asyncio.TaskGroup() as tasks:
+        calling = [tasks.create_task(keep_calling(caller)) for caller in range(8)]
+        for _ in range(12):
+            agents.append(Supervisor())
+            async with door.agent("supervisor", agents[-1]):
+                while len(agents[-1].calls) < 10:
+                    await asyncio.sleep(0)
+        agents.append(Supervisor())
+        async with door.agent("supervisor", agents[-1]):
+            over = True
+            await asyncio.wait(calling)
+    assert sorted(call for agent in agents for call in agent.calls) == sorted(made)
+
+
 async def test_a_client_that_goes_away_ends_the_call_to_the_agent(door: Doorway) -> None:
     cancelled = asyncio.Event()
 

@@ -1,16 +1,18 @@
 from grpclib.const import Cardinality
 
-from criw_cri.routes import IDEMPOTENT, routes
+from criw_cri.routes import REPEATED, routes
+from criw_proto.criw.image.v1 import ImagesBase
 from criw_proto.runtime.v1 import ImageServiceBase, RuntimeServiceBase
 
 RUNTIME, IMAGES = "/runtime.v1.RuntimeService/", "/runtime.v1.ImageService/"
 
 
-def test_every_method_of_the_cri_has_a_route_to_the_agent_that_serves_it() -> None:
+def test_every_method_has_a_route_to_the_agent_that_serves_it() -> None:
     expected = dict.fromkeys(RuntimeServiceBase().__mapping__(), "supervisor")
     expected |= dict.fromkeys(ImageServiceBase().__mapping__(), "image")
+    assert len(expected) == 43  # the CRI's
+    expected |= dict.fromkeys(ImagesBase().__mapping__(), "image")
     assert {path: route.agent for path, route in routes().items()} == expected
-    assert len(expected) == 43
 
 
 def test_a_route_knows_its_path_and_how_it_is_called() -> None:
@@ -20,15 +22,28 @@ def test_a_route_knows_its_path_and_how_it_is_called() -> None:
     assert known[f"{RUNTIME}ListContainers"].cardinality is Cardinality.UNARY_UNARY
 
 
-def test_only_methods_that_exist_are_declared_idempotent() -> None:
-    methods = {path.rpartition("/")[2] for path in routes()}
-    assert methods >= IDEMPOTENT
+def test_of_every_method_and_of_no_other_it_is_said_whether_it_is_repeated() -> None:
+    methods = [path.rpartition("/")[2] for path in routes()]
+    assert sorted(methods) == sorted(REPEATED), "a method is missing or gone, or two services have one of this name"
 
 
-def test_what_makes_or_starts_something_is_never_repeated() -> None:
+def test_a_stream_is_never_repeated() -> None:
+    streams = [route for route in routes().values() if route.cardinality.server_streaming]
+    assert len(streams) == 8
+    assert not any(route.repeated for route in streams)
+
+
+def test_what_makes_starts_or_changes_something_is_never_repeated() -> None:
     never = {
         "RunPodSandbox", "CreateContainer", "StartContainer", "ExecSync", "Exec", "Attach", "PortForward", "PullImage",
-        "CheckpointContainer", "ReopenContainerLog",
+        "CheckpointContainer", "CheckpointPod", "RestorePod", "ReopenContainerLog", "UpdateContainerResources",
+        "UpdatePodSandboxResources",
     }  # fmt: skip
-    assert {path.rpartition("/")[2] for path, route in routes().items() if route.idempotent} & never == set()
-    assert routes()[f"{IMAGES}RemoveImage"].idempotent
+    assert not any(routes()[f"{RUNTIME}{name}"].repeated for name in never - {"PullImage"})
+    assert not routes()[f"{IMAGES}PullImage"].repeated
+
+
+def test_what_reads_stops_or_removes_is_repeated() -> None:
+    for name in ("ListContainers", "Status", "StopContainer", "RemovePodSandbox"):
+        assert routes()[f"{RUNTIME}{name}"].repeated
+    assert routes()[f"{IMAGES}RemoveImage"].repeated

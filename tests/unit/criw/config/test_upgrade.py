@@ -40,7 +40,7 @@ async def started(agent: AgentName, directory: Path, toml: str) -> AsyncIterator
 
 async def test_an_agent_starts_with_new_keys_in_the_sections_of_all_others(tmp_path: Path) -> None:
     new = "".join(f"[{other}]\nnew = 1\n" for other in AGENTS if other != "cri")
-    async with started("cri", tmp_path, f'{new}[cri]\nhttp = "127.0.0.1:{free_port()}"\n') as process:
+    async with started("cri", tmp_path, f'{new}[cri]\nuser = 0\nhttp = "127.0.0.1:{free_port()}"\n') as process:
         async with Channel(Common(run=tmp_path / "run").socket("cri")) as channel:
             reply = await call(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
         assert reply.status is HealthCheckResponseServingStatus.SERVING

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from grpclib.exceptions import StreamTerminatedError
 
 from criw.errors import DeadlineExceeded, NotFound, Unavailable
-from criw.rpc.client import Channel, ask, call, watch
+from criw.rpc.client import Channel, DirectChannel, ask, call, never_begun, watch
 from criw_proto.criw.image.v1 import ImagesBase, ImagesStub, PullProgress, PullRequest
 from criw_proto.criw.network.v1 import AttachRequest, NetworkStub
 from support.serving import Gate, Scripted, raising, serving
@@ -36,6 +37,54 @@ async def test_a_socket_nobody_listens_on_any_more_is_waited_for(path: Path, cha
     path.unlink()
     async with serving(path, Scripted(nothing)):
         assert (await waiting).netns_path == "/netns/p"
+
+
+async def test_a_call_whose_connection_nobody_took_up_was_never_begun(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen()
+        channel = DirectChannel(path)
+        calling = asyncio.create_task(NetworkStub(channel).attach(POD))
+        while not channel.connected:
+            await asyncio.sleep(0)
+        await asyncio.wait({calling}, timeout=0.05)
+        assert not calling.done()
+    with pytest.raises(StreamTerminatedError) as caught:
+        await calling
+    assert never_begun(caught.value)
+    channel.close()
+
+
+async def test_a_call_to_a_socket_nobody_listens_on_was_never_begun(path: Path) -> None:
+    channel = DirectChannel(path)
+    with pytest.raises(ConnectionRefusedError) as missing:
+        await NetworkStub(channel).attach(POD)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+        with pytest.raises(ConnectionRefusedError) as refused:
+            await NetworkStub(channel).attach(POD)
+    assert never_begun(missing.value)
+    assert never_begun(refused.value)
+    channel.close()
+
+
+async def test_a_call_whose_connection_ends_without_a_word_may_have_been_begun(path: Path) -> None:
+    """As when the server was killed."""
+    gone = asyncio.Event()
+
+    async def die(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\0\x04\0\0\0\0\0")  # empty settings: it has taken up the connection
+        await writer.drain()
+        writer.close()
+        gone.set()
+
+    channel = DirectChannel(path)
+    async with await asyncio.start_unix_server(die, path):
+        with pytest.raises(StreamTerminatedError) as caught:
+            await NetworkStub(channel).attach(POD)
+    await gone.wait()
+    assert not never_begun(caught.value)
+    channel.close()
 
 
 async def test_a_call_is_repeated_when_the_server_dies_in_it(path: Path, channel: Channel) -> None:

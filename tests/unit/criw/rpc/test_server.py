@@ -145,3 +145,14 @@ async def lost(channel: Channel) -> bool:
             return True
         await asyncio.sleep(0.01)
     return False
+
+
+async def test_a_client_that_does_not_hang_up_is_hung_up_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("criw.rpc.connections.PARTING_S", 0.05)
+    async with serving(path, Scripted(nothing)) as server:
+        reader, writer = await asyncio.open_unix_connection(path)
+        await reader.readexactly(9)  # the server's settings: it has taken up the connection
+        await asyncio.wait_for(server.drain(10), 5)
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        await writer.wait_closed()
