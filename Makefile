@@ -19,7 +19,7 @@ up: setup  ## start the crew on this host, until Ctrl-C
 
 test: setup  ## lint, types and all tests (system tests need root)
 	@scripts/lint.sh
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff and mypy
 	@scripts/lint.sh

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from support.crew import running
+
 TESTS = Path(__file__).parent
 NEED_ROOT = (TESTS / "system", TESTS / "chaos")
 ENDING_LIMIT_S = 2.0
@@ -43,11 +45,15 @@ def children() -> dict[int, str]:
 
 @pytest_asyncio.fixture(autouse=True)
 async def nothing_left_behind() -> AsyncIterator[None]:
-    """No task and no child process outlives the test; children of fixtures of a wider scope are not its own."""
-    before = children()
+    """No task and no child process outlives the test; those of fixtures of a wider scope are not its own.
+
+    A crew of a wider scope may have other processes afterwards: the test has restarted them.
+    """
+    children_before, tasks_before, crews = children(), asyncio.all_tasks(), set(running)
     yield
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    tasks = asyncio.all_tasks() - tasks_before - {asyncio.current_task()}
     if tasks:  # one that was cancelled may need a turn of the loop to end
         await asyncio.wait(tasks, timeout=ENDING_LIMIT_S)
     assert [task for task in tasks if not task.done()] == []
-    assert {pid: what for pid, what in children().items() if pid not in before} == {}
+    agents = {process.pid for crew in crews for process in crew.processes.values()}
+    assert {pid: what for pid, what in children().items() if pid not in children_before and pid not in agents} == {}

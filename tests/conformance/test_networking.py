@@ -1,7 +1,6 @@
 """Reaching pods."""
 
 import asyncio
-import socket
 import urllib.request
 
 import pytest_asyncio
@@ -9,6 +8,7 @@ import pytest_asyncio
 from criw_proto.runtime import v1 as cri
 from support.client import Client
 from support.node import Node
+from support.own import free_port
 
 
 def page(url: str) -> str:
@@ -66,9 +66,7 @@ async def test_pods_reach_each_other(client: Client, nginx: str, busybox: str) -
 
 
 async def test_a_host_port_leads_to_the_pod(client: Client, nginx: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mapping = cri.PortMapping(protocol=cri.Protocol.TCP, container_port=80, host_port=port)
     await serve(client, nginx, client.pod_config(port_mappings=[mapping]))
     assert "nginx" in await fetched(f"http://127.0.0.1:{port}/")

@@ -1,7 +1,13 @@
 """What the runtime says of itself."""
 
+from ipaddress import ip_address, ip_network
+
+import pytest
+
 from criw_proto.runtime import v1 as cri
 from support.client import Client
+from support.node import Node
+from support.own import ranges
 
 
 async def test_version_has_all_four_fields(client: Client) -> None:
@@ -26,5 +32,12 @@ async def test_verbose_status_has_info(client: Client) -> None:
     assert "config" in reply.info
 
 
-async def test_a_pod_cidr_can_be_set_before_the_first_pod(client: Client) -> None:
-    await client.runtime.update_runtime_config(cri.UpdateRuntimeConfigRequest(runtime_config=cri.RuntimeConfig()))
+async def test_pods_get_their_addresses_from_the_range_the_kubelet_sets(client: Client, node: Node) -> None:
+    if not node.config:
+        pytest.skip("whether another runtime takes it depends on its network plugins")
+    cidr, _ = ranges()
+    config = cri.RuntimeConfig(network_config=cri.NetworkConfig(pod_cidr=cidr))
+    await client.runtime.update_runtime_config(cri.UpdateRuntimeConfigRequest(runtime_config=config))
+    network = (await client.pod_status(await client.run_pod())).network
+    assert network is not None
+    assert ip_address(network.ip) in ip_network(cidr)

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,15 +18,11 @@ from criw.config.crew import Config
 from criw.config.load import load
 from criw.rpc.client import Channel, call
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
+from support.own import free_port, ranges
 
 ROOT: Final = Path(__file__).parents[2]
 START_LIMIT_S: Final = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+running: Final[set["Crew"]] = set()  # of this process: a test may kill and restart agents of a crew it has not made
 
 
 class Crew:
@@ -39,7 +34,7 @@ class Crew:
         self.directory.chmod(0o755)  # the agents have users of their own
         self.config_path = self.directory / "criw.toml"
         self.cgroup_parent = f"/criw-{token}"
-        subnet = f"10.{100 + secrets.randbelow(100)}.{secrets.randbelow(256)}.0/24"
+        subnet, _ = ranges()
         ports = {agent: free_port() for agent in AGENTS}
         self.config_path.write_text(
             f'root = "{self.directory}/lib"\nrun = "{self.directory}/run"\nlog_level = "debug"\n'
@@ -57,9 +52,21 @@ class Crew:
         self.config: Config = load(Config, self.config_path, environ={})
         self.processes: dict[AgentName, asyncio.subprocess.Process] = {}
         self._channels: dict[AgentName, Channel] = {}
+        self.agents: Sequence[AgentName] = ()  # those that `running_crew()` runs
 
     def log_path(self, agent: AgentName) -> Path:
         return self.directory / f"{agent}.log"
+
+    def complaints(self) -> str:
+        """What its agents have logged above INFO, with tracebacks."""
+        lines = [
+            f"criw-{agent}: {line}"
+            for agent in AGENTS
+            if self.log_path(agent).exists()
+            for line in self.log_path(agent).read_text().splitlines()
+            if " DEBUG " not in line and " INFO " not in line
+        ]
+        return "\n".join(lines[-200:])
 
     def channel(self, agent: AgentName) -> Channel:
         """A client's connection, for the generated stubs."""
@@ -97,6 +104,10 @@ class Crew:
         stub = HealthStub(self.channel(agent))
         reply = await call(stub.check, HealthCheckRequest(), timeout_s=START_LIMIT_S, agent=f"criw-{agent}")
         assert reply.status == HealthCheckResponseServingStatus.SERVING
+
+    async def start_missing(self) -> None:
+        """Start those of `running_crew()`'s agents that a test has left dead."""
+        await self.start(*(agent for agent in self.agents if agent not in self.processes))
 
     async def kill(self, agent: AgentName) -> None:
         """SIGKILL, and wait for the end."""
@@ -140,11 +151,17 @@ async def running_crew(agents: Sequence[AgentName] = AGENTS, *, extra_toml: str 
     from support import host  # imports Crew
 
     crew = Crew(extra_toml)
+    crew.agents = agents
+    running.add(crew)
     try:
         await crew.start(*agents)
         yield crew
+    except BaseException:
+        print(crew.complaints())  # pytest shows it with the failure
+        raise
     finally:
         await crew.close()
+        running.remove(crew)
     left = host.contents(crew)
     logs = json.dumps({agent: crew.log_path(agent).read_text()[-3000:] for agent in agents if left})
     shutil.rmtree(crew.directory, ignore_errors=not left)

@@ -1,5 +1,6 @@
 """What a crew has left on the host: a list of findings, empty when it is as it was before."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -48,11 +49,17 @@ def cgroups(crew: Traced) -> list[str]:
 def links(crew: Traced) -> list[str]:
     """The crew's bridge and what hangs on it."""
     bridge = crew.config.network.bridge
+    own = [bridge] if Path("/sys/class/net", bridge).exists() else []
+    return [f"link {name}" for name in (*own, *links_on(bridge))]
+
+
+def links_on(bridge: str) -> list[str]:
+    """The names of the links that hang on a bridge; others' come and go meanwhile."""
     found = []
     for link in Path("/sys/class/net").iterdir():
-        master = link / "master"
-        if link.name == bridge or (master.is_symlink() and master.readlink().name == bridge):
-            found.append(f"link {link.name}")
+        with contextlib.suppress(FileNotFoundError):  # no master, or gone since
+            if (link / "master").readlink().name == bridge:
+                found.append(link.name)
     return found
 
 
@@ -66,7 +73,8 @@ def files(crew: Traced) -> list[str]:
     kept = (".lock", ".db", ".db-wal", ".db-shm", ".sock")
     found = []
     for root in (crew.config.root, crew.config.run):
-        found += [f"file {path}" for path in root.rglob("*") if not path.is_dir() and not path.name.endswith(kept)]
+        for directory, _, names in os.walk(root):  # not rglob: what the crew removes meanwhile is no error
+            found += [f"file {directory}/{name}" for name in names if not name.endswith(kept)]
     return found
 
 

@@ -28,6 +28,8 @@ from criw_proto.criw.network.v1 import (
     UpdateConfigRequest,
 )
 from support.crew import Crew
+from support.host import links_on
+from support.own import ranges
 
 T = TypeVar("T")
 LIMIT_S = 5.0
@@ -179,11 +181,7 @@ class NetworkClient:
 def left_by_pods(crew: Crew) -> list[str]:
     """Links on the crew's bridge, pins and map elements: what pods have, bridge and table themselves not counted."""
     bridge = crew.config.network.bridge
-    found = [
-        f"link {link.name}"
-        for link in Path("/sys/class/net").iterdir()
-        if (link / "master").is_symlink() and (link / "master").readlink().name == bridge
-    ]
+    found = [f"link {link}" for link in links_on(bridge)]
     pins = crew.config.run_dir("network") / "netns"
     found += [f"pin {pin.name}" for pin in pins.iterdir()]
     found += [f"mount {point}" for point in mounts_below(pins)]
@@ -211,8 +209,8 @@ async def outside_world() -> AsyncIterator[tuple[Place, Mapping[int, str]]]:
     It knows no way to any pod: what answers it, or what it answers, was translated.
     """
     token = secrets.token_hex(3)
-    link, subnet = f"ow{token}", f"172.{16 + secrets.randbelow(15)}.{secrets.randbelow(256)}"
-    prefix = f"fd77:{secrets.randbelow(0xFFFF) + 1:x}:{secrets.randbelow(0xFFFF) + 1:x}"
+    ipv4, ipv6 = ranges()
+    link, subnet, prefix = f"ow{token}", ipv4.removesuffix(".0/24"), ipv6.removesuffix("::/64")
     pin = Path(f"/run/criw-test-{token}")
 
     def ip(*words: str) -> None:

@@ -1,20 +1,23 @@
 """A crew whose agents a test kills, starves and has fail: real ones, with a runtime that breaks when it is told to."""
 
+import asyncio
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from criw.config.crew import Config
 from criw.config.load import load
 from criw_proto.runtime import v1 as cri
-from support import images
+from support import host, images
 from support.client import Client
 from support.crew import Crew, running_crew
 from support.registry import running_registry
 
+_SETTLE_LIMIT_S: Final = 10.0  # conmon and the agents end what they are at when the last pod is gone
 _RUNTIME = """\
 #!/bin/sh
 # runc, but for the commands that have a file here: it fails, or waits for it to be gone. Probes are spared.
@@ -128,7 +131,7 @@ def complaints(directory: Path) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIterator[Supervised]:
-    """A crew with everything removed at the end through the CRI, and nothing left on the host."""
+    """A crew for the tests of a module, each of which gets it from `lent()`; nothing is left on the host at the end."""
     runtime = Brittle(directory / "runtime")
     async with running_registry() as registry:
         reference = await registry.push("library/busybox:latest", images.busybox())
@@ -137,12 +140,41 @@ async def running_supervised(directory: Path, extra_toml: str = "") -> AsyncIter
             f'[supervisor.runtimes.brittle]\npath = "{runtime.program}"\n{extra_toml}'
         )
         async with running_crew(extra_toml=toml) as crew:
-            client = Client(crew.channel("cri"), crew.directory / "logs", name="own")
-            supervised = Supervised(crew, runtime, client, await client.pull(reference))
+            client = Client(crew.channel("cri"), crew.directory / "logs", name="module")
             try:
-                yield supervised
-                assert complaints(crew.directory) == []
+                yield Supervised(crew, runtime, client, await client.pull(reference))
             finally:
-                await client.remove_all()
+                await crew.start_missing()
                 await client.remove_image(reference)
-                shutil.rmtree(crew.directory / "logs", ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def lent(supervised: Supervised) -> AsyncIterator[Supervised]:
+    """The module's crew for one test, which may kill its agents: it finds all of them running, and their logs empty.
+
+    What the test has not removed is removed at the end, through the CRI, and the host must be as it was.
+    """
+    crew = supervised.crew
+    await crew.start_missing()
+    for agent in crew.agents:
+        crew.log_path(agent).write_bytes(b"")
+    before = _besides_agents(crew)
+    client = Client(crew.channel("cri"), crew.directory / "logs", name=f"test-{time.monotonic_ns()}")
+    try:
+        yield Supervised(crew, supervised.runtime, client, supervised.image)
+        assert complaints(crew.directory) == []
+    finally:
+        await crew.start_missing()
+        await client.remove_all()
+        shutil.rmtree(crew.directory / "logs", ignore_errors=True)
+    until = time.monotonic() + _SETTLE_LIMIT_S
+    while (left := _besides_agents(crew)) != before:
+        assert time.monotonic() < until, f"left: {left - before}, lost: {before - left}"
+        await asyncio.sleep(0.02)
+
+
+def _besides_agents(crew: Crew) -> set[str]:
+    """What is on the host, but for agents, and what the network agent keeps from its first pod on."""
+    agents = tuple(f"process {process.pid}:" for process in crew.processes.values())
+    kept = {f"link {crew.config.network.bridge}", *host.rules(crew)}
+    return {line for line in host.contents(crew) if not line.startswith(agents)} - kept

@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -12,17 +11,23 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw_proto.runtime import v1 as cri
-from support.supervised import Supervised, running_supervised
+from support.supervised import Supervised, lent, running_supervised
 
 # The C++ implementation, as an independent client. It has no types, and mypy takes our proto/grpc for it.
 grpc = importlib.import_module("grpc")
 RUNTIME = "/runtime.v1.RuntimeService/"
 
 
-@pytest_asyncio.fixture
-async def own(tmp_path: Path) -> AsyncIterator[Supervised]:
-    async with running_supervised(tmp_path) as supervised:
+@pytest_asyncio.fixture(scope="module")
+async def supervised(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Supervised]:
+    async with running_supervised(tmp_path_factory.mktemp("supervised")) as supervised:
         yield supervised
+
+
+@pytest_asyncio.fixture
+async def own(supervised: Supervised) -> AsyncIterator[Supervised]:
+    async with lent(supervised) as own:
+        yield own
 
 
 async def repeatedly(call: Callable[[], Awaitable[object]], stop: asyncio.Event) -> int:

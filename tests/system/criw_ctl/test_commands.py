@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest_asyncio
 
 from support import host, images
-from support.crew import Crew, free_port, python_environment
+from support.crew import Crew, python_environment
+from support.own import free_port
 from support.registry import running_registry
 from support.up import LIMIT_S, running_up
 
@@ -69,24 +70,32 @@ async def end(process: asyncio.subprocess.Process) -> Ended:
     return Ended(process.returncode, out.decode(), err.decode())
 
 
-@pytest_asyncio.fixture
-async def here() -> AsyncIterator[Host]:
+@pytest_asyncio.fixture(scope="module")
+async def host_of_module() -> AsyncIterator[Host]:
     async with running_registry() as registry:
         await registry.push("library/busybox:latest", images.busybox())
         await registry.push("library/nginx:latest", images.nginx())
         crew = Crew(f'log_level = "info"\n[image.registries."{registry.address}"]\nplain_http = true\n')
-        found = Host(crew, registry.address)
         async with running_up(crew) as up:
             await up.complete()
-            yield found
-            for pod in json.loads(await found.ok("pods", "-o", "json"))["items"]:
-                await found.ok("rm", "-f", pod["id"])
-            for image in json.loads(await found.ok("images", "-o", "json"))["images"]:
-                await found.ok("rmi", image["id"])
+            host_of_module = Host(crew, registry.address)
+            yield host_of_module
+            for image in json.loads(await host_of_module.ok("images", "-o", "json"))["images"]:
+                await host_of_module.ok("rmi", image["id"])
         assert up.process.returncode == 0
-        left = [*host.contents(crew), *(str(path) for path in found.logs)]
+        left = host.contents(crew)
         shutil.rmtree(crew.directory)
         assert left == []
+
+
+@pytest_asyncio.fixture
+async def here(host_of_module: Host) -> AsyncIterator[Host]:
+    """Without a pod; what the tests before have pulled is there."""
+    here = host_of_module
+    yield here
+    for pod in json.loads(await here.ok("pods", "-o", "json"))["items"]:
+        await here.ok("rm", "-f", pod["id"])
+    assert here.logs == []
 
 
 async def test_a_life_from_pull_to_removal(here: Host) -> None:

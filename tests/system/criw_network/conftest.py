@@ -1,24 +1,19 @@
 """A network agent of one's own, dual stack, on directories, a bridge and addresses nobody else uses."""
 
-import secrets
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
 from support.crew import Crew, running_crew
 from support.network import NetworkClient, left_by_pods
-
-
-def ranges() -> str:
-    """A configuration with an IPv4 and an IPv6 range."""
-    second, third = 100 + secrets.randbelow(100), secrets.randbelow(256)
-    return f'network.pod_cidrs = ["10.{second}.{third}.0/24", "fd{secrets.token_hex(1)}:{secrets.token_hex(2)}::/64"]\n'
+from support.own import ranges
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def crew() -> AsyncIterator[Crew]:
     """One for a module; it ends with the proof that the host is as it was."""
-    async with running_crew(["network"], extra_toml=ranges()) as crew:
+    ipv4, ipv6 = ranges()
+    async with running_crew(["network"], extra_toml=f'network.pod_cidrs = ["{ipv4}", "{ipv6}"]\n') as crew:
         yield crew
 
 

@@ -1,13 +1,24 @@
+import shutil
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
-from support.storage import Storage, running_storage
+from support.crew import Crew, running_crew
+from support.storage import Storage
+
+
+@pytest_asyncio.fixture(scope="module")
+async def crew() -> AsyncIterator[Crew]:
+    """One for a module; it ends with the proof that the host is as it was."""
+    async with running_crew(["storage"]) as crew:
+        yield crew
 
 
 @pytest_asyncio.fixture
-async def storage() -> AsyncIterator[Storage]:
-    """A storage agent of the test's own. The test removes what it made; the fixture proves that it did."""
-    async with running_storage() as running:
-        yield running
-        assert running.directories() == []
+async def storage(crew: Crew) -> AsyncIterator[Storage]:
+    """The module's agent, which may be restarted. A test removes what it made; the fixture proves that it did."""
+    await crew.start_missing()
+    storage = Storage(crew)
+    yield storage
+    shutil.rmtree(storage.blobs)
+    assert storage.directories() == []

@@ -321,9 +321,10 @@ async def test_the_first_bytes_decide_not_the_media_type(storage: Storage) -> No
 async def test_calls_for_one_layer_are_joined(storage: Storage) -> None:
     made = layer(*(file(f"{number}", b"x" * 1000) for number in range(2000)))
     ids = [f"sha256:{number:064}" for number in range(10)]
+    before = await storage.metric("criw_storage_unpack_seconds_count")
     sizes = await asyncio.gather(*(storage.unpack(image_id, made) for image_id in ids))
     assert len(set(sizes)) == 1
-    assert await storage.metric("criw_storage_unpack_seconds_count") == 1
+    assert await storage.metric("criw_storage_unpack_seconds_count") == before + 1
     for image_id in ids:
         assert len(storage.directories()) == 1
         await storage.remove_image(image_id)
@@ -332,8 +333,9 @@ async def test_calls_for_one_layer_are_joined(storage: Storage) -> None:
 async def test_layers_are_unpacked_side_by_side_and_shared(storage: Storage) -> None:
     made = [layer(file(str(number), b"x" * 100_000)) for number in range(8)]
     chains = [made[:6], made[2:], made[::2], made[::-1]]
+    before = await storage.metric("criw_storage_unpack_seconds_count")
     image_ids = await asyncio.gather(*(storage.add(*chain) for chain in chains))
-    assert await storage.metric("criw_storage_unpack_seconds_count") == 8
+    assert await storage.metric("criw_storage_unpack_seconds_count") == before + 8
     assert await storage.metric("criw_storage_layers") == 8
     assert await storage.images() == set(image_ids)
     await asyncio.gather(*(storage.remove_image(image_id) for image_id in image_ids))

@@ -7,9 +7,11 @@ import random
 import re
 import shutil
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from criw import kernel
 from criw.errors import Failed
@@ -21,6 +23,14 @@ from support.storage import Storage, running_storage, until
 
 IMAGE = "sha256:" + "0" * 64
 BIG = layer(*(file(f"{number}/file", b"x" * 3000) for number in range(4000)))
+
+
+@pytest_asyncio.fixture
+async def storage() -> AsyncIterator[Storage]:
+    """An agent of the test's own, whose directories it may take away."""
+    async with running_storage() as storage:
+        yield storage
+        assert storage.directories() == []
 
 
 async def test_a_restart_keeps_images_mounts_and_what_was_written(storage: Storage) -> None:

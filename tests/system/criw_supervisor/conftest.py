@@ -12,7 +12,7 @@ import pytest_asyncio
 from criw.rpc.client import Channel
 from support.client import Client
 from support.node import Node, running_node
-from support.supervised import Supervised, Traces, complaints, running_supervised
+from support.supervised import Supervised, Traces, complaints, lent, running_supervised
 
 _numbers = itertools.count()
 
@@ -50,8 +50,14 @@ async def busybox(client: Client, node: Node) -> str:
     return await client.pull(node.busybox)
 
 
-@pytest_asyncio.fixture
-async def own(tmp_path: Path) -> AsyncIterator[Supervised]:
-    """A crew to be killed at will, with busybox pulled; the host must be as it was when the test has ended."""
-    async with running_supervised(tmp_path) as supervised:
+@pytest_asyncio.fixture(scope="module")
+async def supervised(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Supervised]:
+    async with running_supervised(tmp_path_factory.mktemp("supervised")) as supervised:
         yield supervised
+
+
+@pytest_asyncio.fixture
+async def own(supervised: Supervised) -> AsyncIterator[Supervised]:
+    """A crew to be killed at will, with busybox pulled; the host must be as it was when the test has ended."""
+    async with lent(supervised) as own:
+        yield own

@@ -300,19 +300,25 @@ async def test_a_pod_needs_catatonit_only_for_a_shared_pid_namespace(own: Superv
         await client.run_pod(shared)
     assert caught.value.status is Status.FAILED_PRECONDITION
     assert host.contents(own.crew) == before
+    await own.crew.stop("supervisor")
+    await own.crew.start("supervisor")
 
 
 @pytest.mark.parametrize("agent", ["storage", "network", "image"])
-async def test_an_agent_that_is_away(own: Supervised, agent: AgentName, tmp_path: Path) -> None:
-    """A call waits for it; when it comes back the call goes on, and if it does not, nothing is left in the end."""
+async def test_an_agent_that_is_away(own: Supervised, agent: AgentName) -> None:
+    """A call waits for it and goes on when it is back; what it then makes is one thing, and goes as a whole."""
     client = own.client
     pod_id = await client.run_pod()
+    before = held(own)
     await own.crew.kill(agent)
     making = asyncio.create_task(client.run_pod() if agent == "network" else client.create(pod_id, own.image))
     await asyncio.wait({making}, timeout=0.3)
     assert not making.done()
     await own.crew.start(agent)
-    await making
+    made = await making
+    assert held(own) > before
+    await (client.remove_pod(made) if agent == "network" else client.remove(made))
+    assert held(own) == before
 
 
 def held(supervised: Supervised) -> set[str]:

@@ -23,7 +23,8 @@ from criw.config.load import load
 from criw.rpc.client import Channel, call
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
-from support.crew import free_port, python_environment
+from support.crew import python_environment
+from support.own import free_port
 
 PROGRAM = Path(__file__).with_name("tiny_agent.py")
 LIMIT_S = 20.0

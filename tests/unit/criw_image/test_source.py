@@ -17,7 +17,7 @@ from criw_image.reference import parse_reference
 from criw_image.source import Source
 from criw_proto.runtime.v1 import AuthConfig
 from support import images
-from support.crew import free_port
+from support.own import free_port
 from support.registry import basic_auth
 from support.scripted_registry import ScriptedRegistry, scripted_registry
 

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import pytest
 import pytest_asyncio
 
+from criw.config.image import ImageFacts
 from criw.config.storage import StorageSettings
 from criw.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from criw.metrics import Metrics
@@ -117,7 +118,7 @@ class Storage:
 
 @pytest_asyncio.fixture(params=[fake, pytest.param(real, marks=pytest.mark.root)])
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    config = StorageSettings(root=tmp_path / "lib", run=tmp_path / "run")
+    config = StorageSettings(root=tmp_path / "lib", run=tmp_path / "run", image=ImageFacts(user=os.geteuid()))
     config.blobs.mkdir(parents=True)
     agent = Storage(request.param(config), config.blobs, tmp_path / "socket")
     await agent.start()

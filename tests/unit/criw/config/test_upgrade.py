@@ -13,7 +13,8 @@ import pytest
 from criw.config.common import AGENTS, AgentName, Common
 from criw.rpc.client import Channel, call
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
-from support.crew import free_port, python_environment
+from support.crew import python_environment
+from support.own import free_port
 
 LIMIT_S: Final = 20.0
 

@@ -103,8 +103,14 @@ def test_huge_pages_of_sizes_the_host_lacks_are_left_out(monkeypatch: pytest.Mon
 
 
 def test_sizes_of_huge_pages_are_written_as_the_kernel_does() -> None:
-    for size in resources._huge_page_sizes(cgroup_v2=True):
-        assert size.endswith(("MB", "GB"))
+    """As its hugetlb files have them (hugetlb.2MB.max, hugetlb.1GB.max): whole megabytes, or gigabytes from 1 on."""
+    directories = Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB")
+    kernels = {int(one.name.removeprefix("hugepages-").removesuffix("kB")) for one in directories}
+    if not kernels:
+        pytest.skip("this kernel has no huge pages")
+    written = [(int(size[:-2]), size[-2:]) for size in resources._huge_page_sizes(cgroup_v2=True)]
+    assert {number * {"MB": 1024, "GB": 1024**2}[unit] for number, unit in written} == kernels
+    assert all(number < 1024 for number, _ in written)
 
 
 def test_an_oom_score_is_clamped_to_what_may_be_set_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
