@@ -8,6 +8,7 @@ import typer
 
 from criw.errors import Fault
 from criw_ctl.cli import app, complain
+from criw_ctl.commands import crew, images, pods  # noqa: F401 — each makes its commands known
 
 EXIT_FAILED = 1
 

@@ -1,17 +1,14 @@
 """The supervisor process."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from criw.config.supervisor import SupervisorSettings
-from criw.errors import Fault
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
 from criw.service import Context, run_service
@@ -20,27 +17,37 @@ from criw_proto.criw.image.v1 import ImagesStub
 from criw_proto.criw.network.v1 import NetworkStub
 from criw_proto.criw.storage.v1 import DiskStub, RootfsStub
 from criw_supervisor import processes
-from criw_supervisor.cgroups import Cgroups
-from criw_supervisor.containers import Agents, Containers
-from criw_supervisor.exec import Execs
-from criw_supervisor.exits import exits
-from criw_supervisor.index import Index
-from criw_supervisor.pod import Container, Pod
-from criw_supervisor.pods import Pods
-from criw_supervisor.reconcile import Reconcile
-from criw_supervisor.records import ContainerState, PodState
-from criw_supervisor.recover import Recovery
+from criw_supervisor.cgroups import hierarchies
+from criw_supervisor.cgroups.hierarchies import Cgroups
+from criw_supervisor.containers.containers import Containers
+from criw_supervisor.containers.create import CreateContainer
+from criw_supervisor.containers.rpc import ContainersFace
+from criw_supervisor.ends import Ends
+from criw_supervisor.exec.rpc import ExecFace
+from criw_supervisor.exec.sync import Execs
+from criw_supervisor.ledger.container import Container
+from criw_supervisor.ledger.index import Index
+from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.places import Places
+from criw_supervisor.ledger.pod import Pod
+from criw_supervisor.ledger.states import ContainerState, PodState
+from criw_supervisor.oci import capabilities
+from criw_supervisor.oci.document import Host
+from criw_supervisor.oci.resources import OomScore
+from criw_supervisor.peers.images import Images
+from criw_supervisor.peers.network import Network
+from criw_supervisor.peers.storage import Storage
+from criw_supervisor.pods.pods import Pods
+from criw_supervisor.pods.rpc import PodsFace
+from criw_supervisor.pods.run import RunPod
+from criw_supervisor.recovery.reconcile import Reconcile
+from criw_supervisor.recovery.start import Recovery
+from criw_supervisor.recovery.unfinished import Unfinished
 from criw_supervisor.rpc import RuntimeRpc
-from criw_supervisor.runtime import probe_handlers
-from criw_supervisor.spec import capabilities
-from criw_supervisor.spec.container import Host
-from criw_supervisor.spec.resources import OomScore
-from criw_supervisor.state import Places, State
-from criw_supervisor.stats import Stats
-from criw_supervisor.update import Updates
-
-log = logging.getLogger(__name__)
-_RETRY_S: Final = 5.0
+from criw_supervisor.runtimes.handlers import probe_handlers
+from criw_supervisor.stats.of_containers import ContainerStats
+from criw_supervisor.stats.of_pods import PodStats
+from criw_supervisor.stats.rpc import StatsFace
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,83 +60,56 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
     processes.become_subreaper()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(config.state_dir("supervisor") / "supervisor.db"))
-        storage = stack.enter_context(closing(Channel(config.socket("storage"))))
-        rootfs = RootfsStub(storage)
-        network = NetworkStub(stack.enter_context(closing(Channel(config.socket("network")))))
-        images = ImagesStub(stack.enter_context(closing(Channel(config.socket("image")))))
-        state = State(store, Places(config.run_dir("supervisor")))
-        stack.callback(state.monitors.close)
-        _measure(context.metrics.registry, state)
-        cgroups = Cgroups()
-        handlers = await probe_handlers(section, state.places.run)
-        parent = section.cgroup_parent
+        disk = stack.enter_context(closing(Channel(config.socket("storage"))))
+        storage = Storage(RootfsStub(disk), DiskStub(disk))
+        network = Network(NetworkStub(stack.enter_context(closing(Channel(config.socket("network"))))))
+        images = Images(ImagesStub(stack.enter_context(closing(Channel(config.socket("image"))))))
+        ledger = Ledger(store, Places(config.run_dir("supervisor")))
+        _measure(context.metrics.registry, ledger)
+        cgroups, parent = hierarchies.of_host(), section.cgroup_parent
+        handlers = stack.enter_context(closing(await probe_handlers(section, ledger.places, cgroups)))
         await asyncio.to_thread(cgroups.remove_empty, parent, upto=parent)  # where the probes were
         host = _host(cgroups, section.pids_limit)
-        reconcile = Reconcile(state, rootfs, network)
-        containers = Containers(state, handlers, cgroups, host, Agents(images, rootfs), reconcile)
-        pods = Pods(state, handlers, cgroups, containers, network, reconcile, cgroup_parent=parent)
-        await Recovery(state, handlers, cgroups, pods, containers, cgroup_parent=parent).run()
-        reconcile.request()
-        execs = Execs(handlers, output_limit=section.exec_output_limit_bytes)
-        updates = Updates(state, handlers, containers, host)
-        stats = Stats(state, cgroups, DiskStub(storage), network)
+        create = CreateContainer(ledger, handlers, images, storage, host)
+        containers = Containers(ledger, handlers, storage, create, host)
+        run = RunPod(ledger, handlers, cgroups, network, cgroup_parent=parent)
+        pods = Pods(ledger, cgroups, containers, network, run, cgroup_parent=parent)
+        unfinished = Unfinished(ledger, {"pod": run.undo, "container": create.undo})
+        await Recovery(ledger, handlers, cgroups, pods, containers, cgroup_parent=parent).run(unfinished)
+        reconcile = Reconcile(ledger, storage, network)
+        of_containers = ContainerStats(handlers, storage)
+        faces = [
+            PodsFace(ledger, pods, cgroup_parent=parent),
+            ContainersFace(ledger, handlers, containers),
+            ExecFace(ledger, Execs(handlers, ledger.places, output_limit=section.exec_output_limit_bytes)),
+            StatsFace(ledger, of_containers, PodStats(ledger, cgroups, network, of_containers)),
+        ]
         async with asyncio.TaskGroup() as tasks:
-            ends = Ends(state, pods, containers, tasks)
+            ends = Ends(ledger, pods, containers, tasks)
             background = [
-                tasks.create_task(ends.watch_exits(), name="exits"),
-                tasks.create_task(ends.watch_monitors(), name="monitors"),
+                *(tasks.create_task(ends.watch(one), name=f"ends {one.name}") for one in handlers.configured.values()),
+                tasks.create_task(unfinished.run(), name="unfinished"),
                 tasks.create_task(reconcile.run(), name="reconcile"),
                 tasks.create_task(processes.reap_strays(), name="reap"),
             ]
-            yield [RuntimeRpc(section, state, handlers, pods, containers, execs, updates, stats, network)]
+            yield [RuntimeRpc(section, ledger.places, handlers, network, faces)]
             await pods.drain()
             await containers.drain()
             for task in background:
                 task.cancel()
 
 
-class Ends:
-    """Has the end of every container recorded, each in a task of its own."""
-
-    def __init__(self, state: State, pods: Pods, containers: Containers, tasks: asyncio.TaskGroup) -> None:
-        self._state = state
-        self._pods = pods
-        self._containers = containers
-        self._tasks = tasks
-
-    async def watch_exits(self) -> None:
-        async for found in exits(self._state.places.exits):
-            if (container := self._state.known_container(found.container_id)) is not None:
-                self._tasks.create_task(self._ended(container), name=f"exit {container.id}")
-            elif found.container_id not in self._state.pending:
-                # It was removed before its conmon came to write.
-                (self._state.places.exits / found.container_id).unlink(missing_ok=True)
-
-    async def watch_monitors(self) -> None:
-        while True:
-            container = await self._state.monitors.ended.get()
-            if self._state.known_container(container.id) is container:
-                self._tasks.create_task(self._ended(container), name=f"conmon {container.id}")
-
-    async def _ended(self, container: Container) -> None:
-        try:
-            await self._containers.handle_end(container)
-            if container.record.infra and (pod := self._state.pods.get(container.record.pod_id)) is not None:
-                await self._pods.lose(pod)
-        except Fault as err:  # a full disk: it must not be taken for running until somebody stops it
-            log.warning("cannot record the end of a container yet", extra={"id": container.id, "error": str(err)})
-            asyncio.get_running_loop().call_later(_RETRY_S, self._state.monitors.ended.put_nowait, container)
-        except Exception:  # one container's trouble must not end the watch over the others
-            log.exception("cannot record the end of a container", extra={"container": container.id})
-
-
-def _measure(registry: CollectorRegistry, state: State) -> None:
+def _measure(registry: CollectorRegistry, ledger: Ledger) -> None:
     pods = Gauge("criw_supervisor_pods", "Pod sandboxes, by state.", ["state"], registry=registry)
     containers = Gauge("criw_supervisor_containers", "Containers, by state.", ["state"], registry=registry)
+    unfinished = Gauge(
+        "criw_supervisor_unfinished", "What is being made, or undone after a failure.", registry=registry
+    )
     for pod_state in PodState:
-        pods.labels(pod_state).set_function(partial(_count, state.pods, pod_state))
+        pods.labels(pod_state).set_function(partial(_count, ledger.pods, pod_state))
     for container_state in ContainerState:
-        containers.labels(container_state).set_function(partial(_count, state.containers, container_state))
+        containers.labels(container_state).set_function(partial(_count, ledger.containers, container_state))
+    unfinished.set_function(lambda: len(ledger.unfinished))
 
 
 def _count(index: Index[Pod] | Index[Container], wanted: PodState | ContainerState) -> float:
@@ -137,7 +117,7 @@ def _count(index: Index[Pod] | Index[Container], wanted: PodState | ContainerSta
 
 
 def _host(cgroups: Cgroups, pids_limit: int) -> Host:
-    held = capabilities.held_by_us()
+    held = capabilities.bounding_set(Path("/proc/self/status").read_text())
     memory = cgroups.directory("memory", "")
     swap = Path("/proc/swaps").read_text().count("\n") > 1 if cgroups.v2 else False
     if memory is not None and not cgroups.v2:

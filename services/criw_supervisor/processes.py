@@ -5,20 +5,18 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
 from criw.errors import Unavailable
-from criw.kernel import prctl
+from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
+from criw.operations import until_gone
 
 log = logging.getLogger(__name__)
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _REAP_INTERVAL_S: Final = 0.5
 _PATIENCE: Final = 20  # looks
 _KILL_LIMIT_S: Final = 5.0
-_KILL_PAUSE_S: Final = 0.002
 
 
 def start_time(pid: int) -> int:
@@ -53,16 +51,18 @@ def kill_family(leader: int) -> None:
     A process that has left both the session and its parent cannot be told from the container's own. Raises Unavailable
     if some survive.
     """
-    until = time.monotonic() + _KILL_LIMIT_S
     family = {leader}
-    while alive := _family(family):
-        if time.monotonic() > until:
-            raise Unavailable(f"cannot kill processes {sorted(alive)}: they survive SIGKILL; are they stuck in I/O?")
-        family |= alive  # a child that is seen only after its parent died is known by its session
+
+    def look() -> set[int]:
+        alive = _family(family)
+        family.update(alive)  # a child that is seen only after its parent died is known by its session
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(_KILL_PAUSE_S)
+        return alive
+
+    if left := until_gone(_KILL_LIMIT_S, look):
+        raise Unavailable(f"cannot kill processes {sorted(left)}: they survive SIGKILL; are they stuck in I/O?")
 
 
 def _family(known: set[int]) -> set[int]:
@@ -98,7 +98,7 @@ def command_line(pid: int) -> list[str]:
 
 def become_subreaper() -> None:
     """Have orphans below us given to us instead of to PID 1: the only way to learn a detached exec's exit code."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

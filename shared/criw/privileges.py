@@ -76,6 +76,21 @@ class Identity:
             os.seteuid(uid)
             os.setegid(gid)
 
+    def make(self, directory: Path, mode: int) -> None:
+        """Make a directory of this user's where there is none.
+
+        In one step: a client that met it while it was still root's would be told that it may not use the agent.
+        """
+        if directory.exists():
+            return
+        fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+        fresh.mkdir(mode=mode)
+        os.chown(fresh, self.uid, self.gid)
+        try:
+            fresh.rename(directory)
+        except OSError:  # another instance was faster
+            fresh.rmdir()
+
     def take(self, directory: Path) -> None:
         """Make a directory this user's and group's, with what whoever had it before has left there.
 

@@ -89,8 +89,8 @@ def _prepared(agent: AgentName, settings: Common, instance: int) -> Iterator[soc
     run, state, path = settings.run_dir(agent), settings.state_dir(agent), settings.socket(agent, instance)
     settings.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     settings.root.mkdir(mode=0o755, parents=True, exist_ok=True)
-    run.mkdir(mode=0o750, exist_ok=True)
-    state.mkdir(mode=0o700, exist_ok=True)
+    identity.make(run, 0o750)
+    identity.make(state, 0o700)
     with contextlib.ExitStack() as opened:
         with death_signal_kept():
             for directory in (run, state):

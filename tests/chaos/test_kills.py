@@ -17,7 +17,7 @@ from criw.rpc.client import Channel
 from criw_proto.criw.network.v1 import ListRequest, NetworkStub
 from criw_proto.criw.storage.v1 import ListRootfsRequest, RootfsStub
 from criw_proto.runtime import v1 as cri
-from criw_supervisor.cgroups import Cgroups
+from criw_supervisor.cgroups import hierarchies
 from support import images
 from support.client import Client
 from support.crew import Crew, running_crew
@@ -106,7 +106,7 @@ async def state_of(crew: Crew) -> dict[str, set[str]]:
         "pods attached": set(attached.pod_ids),
         "pods with a directory": names(run / "supervisor" / "pods"),
         "pods with a netns pin": names(run / "network" / "netns"),
-        "pods with a cgroup": Cgroups().children(crew.cgroup_parent),
+        "pods with a cgroup": hierarchies.of_host().children(crew.cgroup_parent),
         "pods with mounts": {point.parts[0] for point in pod_mounts},
         "containers with a rootfs": set(rootfs.rootfs_ids),
         "containers mounted": {point.name for point in mounts_below(run / "storage" / "rootfs")},

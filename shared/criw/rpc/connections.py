@@ -5,12 +5,14 @@ import logging
 from typing import Final
 
 from grpclib.protocol import Connection, H2Protocol
+from h2.settings import SettingCodes
 
 from criw.rpc.peers import Callers, Peer
 
 log = logging.getLogger(__name__)
 
 PARTING_S: Final = 1.0  # for clients to hang up
+CALLS_AT_ONCE: Final = 2**16  # on one connection
 
 
 class ClientProtocol(H2Protocol):
@@ -24,6 +26,11 @@ class ClientProtocol(H2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        # h2 would let a connection have 100 calls at a time: a kubelet that drains a node has more, each as long as the
+        # grace of a stop, and its question whether the node is ready waits behind them.
+        settings: dict[SettingCodes | int, int] = {SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_AT_ONCE}
+        self.connection._connection.update_settings(settings)  # noqa: SLF001 — grpclib has no option for it
+        self.connection.flush()
         self.connections.add(self)
         self.peer = Peer.of(transport.get_extra_info("socket"))
         if not self.callers.may_connect(self.peer):

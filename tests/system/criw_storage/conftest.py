@@ -19,6 +19,8 @@ async def storage(crew: Crew) -> AsyncIterator[Storage]:
     """The module's agent, which may be restarted. A test removes what it made; the fixture proves that it did."""
     await crew.start_missing()
     storage = Storage(crew)
-    yield storage
-    shutil.rmtree(storage.blobs)
+    try:
+        yield storage
+    finally:
+        shutil.rmtree(storage.blobs)
     assert storage.directories() == []

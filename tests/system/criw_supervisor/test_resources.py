@@ -8,7 +8,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw_proto.runtime import v1 as cri
-from criw_supervisor.cgroups import Cgroups
+from criw_supervisor.cgroups import hierarchies
 from support.client import Client
 from support.supervised import Traces, info
 
@@ -22,7 +22,7 @@ async def cgroup_of(client: Client, container_id: str) -> str:
 
 def read(cgroup: str, v1: tuple[str, str], v2: str) -> str:
     """A file of a cgroup, by its controller and name in version 1, or its name in version 2."""
-    host = Cgroups()
+    host = hierarchies.of_host()
     controller, name = ("", v2) if host.v2 else v1
     directory = host.directory(controller, cgroup)
     assert directory is not None
@@ -187,11 +187,11 @@ async def test_a_cgroup_that_two_pods_name_goes_with_the_last(client: Client, bu
     await client.remove_pod(first)
     assert (await client.status(container_id)).state is cri.ContainerState.CONTAINER_RUNNING
     await client.remove_pod(second)
-    assert not Cgroups().exists(shared)
+    assert not hierarchies.of_host().exists(shared)
 
 
 async def test_a_cgroup_of_somebody_else_stays(client: Client, busybox: str, traces: Traces) -> None:
-    host, theirs = Cgroups(), f"{traces.cgroup_parent}-kubepods"
+    host, theirs = hierarchies.of_host(), f"{traces.cgroup_parent}-kubepods"
     host.create(theirs)
     try:
         made = client.pod_config()

@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError
 from criw import kernel
 from criw.mountinfo import mounts_below
 from criw_proto.runtime import v1 as cri
-from criw_supervisor.cgroups import Cgroups
+from criw_supervisor.cgroups import hierarchies
 from support import host
 from support.supervised import Supervised
 
@@ -44,7 +44,7 @@ def shared_pid(own: Supervised) -> cri.PodSandboxConfig:
 
 
 def exit_file(own: Supervised, container_id: str) -> Path:
-    return own.run / "exits" / container_id
+    return own.run / "containers" / container_id / "exit" / container_id
 
 
 async def conmon_of(own: Supervised, container_id: str) -> int:
@@ -198,20 +198,20 @@ async def test_a_command_whose_caller_went_away_with_the_supervisor_is_ended(own
     client = own.client
     container_id = await client.run(await client.run_pod(), own.image)
     cgroup = (await own.info(container_id))["runtimeSpec"]["linux"]["cgroupsPath"]
-    alone = Cgroups().processes(cgroup)
+    alone = hierarchies.of_host().processes(cgroup)
     call = asyncio.create_task(client.exec(container_id, "sh", "-c", "sleep 8001 & sleep 8002; true", timeout_s=0))
-    await soon(lambda: len(Cgroups().processes(cgroup)) == len(alone) + 3)
+    await soon(lambda: len(hierarchies.of_host().processes(cgroup)) == len(alone) + 3)
     async with without_supervisor(own):
-        assert len(Cgroups().processes(cgroup)) == len(alone) + 3
+        assert len(hierarchies.of_host().processes(cgroup)) == len(alone) + 3
     with pytest.raises(GRPCError):
         await call
-    assert Cgroups().processes(cgroup) == alone
+    assert hierarchies.of_host().processes(cgroup) == alone
     assert list((own.run / "containers" / container_id).glob("exec-*")) == []
     assert (await client.status(container_id)).state is State.CONTAINER_RUNNING
 
 
 async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_else(own: Supervised) -> None:
-    client, cgroups = own.client, Cgroups()
+    client, cgroups = own.client, hierarchies.of_host()
     pod_id = await client.run_pod()
     parent = own.crew.cgroup_parent
     stray, foreign = secrets.token_hex(32), "not-ours"
@@ -222,8 +222,8 @@ async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_e
         sleeper = await asyncio.create_subprocess_exec("sleep", "9001")
         for root in cgroups._hierarchies:
             (root / f"{parent}/{stray}/container".lstrip("/") / "cgroup.procs").write_text(str(sleeper.pid))
-        (own.run / "exits" / stray).write_text("0")
-        (own.run / "containers" / stray).mkdir()
+        exit_file(own, stray).parent.mkdir(parents=True)
+        exit_file(own, stray).write_text("0")
         (own.run / "runtime" / "probe-x1y2").mkdir()
         (own.run / "runtime" / "brittle" / "probe-brittle-77").mkdir()
         directory = own.run / "pods" / stray / "shm"
@@ -231,7 +231,6 @@ async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_e
         kernel.mount("tmpfs", directory, fstype="tmpfs")
     assert await sleeper.wait() == -signal.SIGKILL
     assert cgroups.children(parent) == {pod_id, foreign}
-    assert not exit_file(own, stray).exists()
     assert [path.name for path in (own.run / "pods").iterdir()] == [pod_id]
     assert list((own.run / "containers").iterdir()) == []
     assert list((own.run / "runtime").rglob("probe-*")) == []
@@ -288,19 +287,9 @@ async def test_an_unreadable_exit_file_does_not_stop_the_supervisor(own: Supervi
         os.kill(conmon, signal.SIGKILL)
         exit_file(own, ended).write_text("")  # as a full disk leaves it
     assert (await client.status(ended)).reason == "Unknown"
-    draft = own.run / "exits" / "draft"
-    draft.write_text("nonsense")
-    draft.rename(exit_file(own, stays))
+    exit_file(own, stays).write_text("nonsense")
     await client.stop(stays)
     assert (await client.status(stays)).state is State.CONTAINER_EXITED
-
-
-async def test_an_exit_that_nobody_asks_for_any_more_leaves_no_file(own: Supervised) -> None:
-    stray = secrets.token_hex(32)
-    draft = own.run / "exits" / "draft"
-    draft.write_text("0")
-    draft.rename(exit_file(own, stray))
-    await soon(lambda: not exit_file(own, stray).exists())
 
 
 # --- more than the supervisor is gone
@@ -314,12 +303,12 @@ async def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(own: 
     await own.kill_supervisor()
     # What a reboot takes: processes, mounts and cgroups of pods, and the directory in /run.
     for pod_id in pods:
-        for container_id in Cgroups().children(f"{crew.cgroup_parent}/{pod_id}"):
+        for container_id in hierarchies.of_host().children(f"{crew.cgroup_parent}/{pod_id}"):
             if (own.run / "containers" / container_id / "conmon.pid").exists():
                 os.kill(await conmon_of(own, container_id), signal.SIGKILL)
-            Cgroups().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
-            Cgroups().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
-        Cgroups().remove_empty(f"{crew.cgroup_parent}/{pod_id}", upto=crew.cgroup_parent)
+            hierarchies.of_host().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
+            hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
+        hierarchies.of_host().remove_empty(f"{crew.cgroup_parent}/{pod_id}", upto=crew.cgroup_parent)
     for point in mounts_below(own.run):
         kernel.umount2(point, flags=kernel.MNT_DETACH)
     shutil.rmtree(own.run)

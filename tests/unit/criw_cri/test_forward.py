@@ -413,3 +413,35 @@ async def test_a_waiting_call_of_a_client_that_goes_away_is_never_made(door: Doo
     async with door.agent("supervisor", agent):
         await door.runtime.start_container(START)
     assert agent.calls == ["c"]  # the second one alone
+
+
+class Draining(cri.RuntimeServiceBase):
+    """A node that is being drained: every stop waits for its grace, which lasts until the test is over."""
+
+    def __init__(self) -> None:
+        self.stopping = 0
+        self.all_there = asyncio.Event()
+        self.over = asyncio.Event()
+
+    async def stop_container(self, message: cri.StopContainerRequest) -> cri.StopContainerResponse:
+        self.stopping += 1
+        if self.stopping == DRAINED:
+            self.all_there.set()
+        await self.over.wait()
+        return cri.StopContainerResponse()
+
+    async def list_containers(self, message: cri.ListContainersRequest) -> cri.ListContainersResponse:
+        return cri.ListContainersResponse()
+
+
+DRAINED = 300
+
+
+async def test_a_node_that_is_drained_still_answers(door: Doorway) -> None:
+    node, runtime = Draining(), cri.RuntimeServiceStub(door.client, timeout=60)
+    async with door.agent("supervisor", node), asyncio.TaskGroup() as tasks:
+        for _ in range(DRAINED):
+            tasks.create_task(runtime.stop_container(STOP))
+        await asyncio.wait_for(node.all_there.wait(), 30)
+        await asyncio.wait_for(runtime.list_containers(cri.ListContainersRequest()), 5)
+        node.over.set()

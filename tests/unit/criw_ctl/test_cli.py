@@ -118,11 +118,10 @@ def test_a_client_is_not_stopped_by_an_upgraded_agents_keys(
 
 
 def test_directories_that_cannot_be_made_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "bad.toml").write_text(f'root = "{tmp_path}/lib"\nrun = "{tmp_path}/file/run"\n')
+    (tmp_path / "bad.toml").write_text(f'root = "{tmp_path}/lib"\nrun = "/dev/null/run"\n')
     assert run("--config", str(tmp_path / "bad.toml"), "up") == os.EX_CONFIG
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"criwctl: cannot start the crew on {tmp_path}/file/run: Not a directory; run it as root")
+    assert line.startswith("criwctl: cannot start the crew on /dev/null/run: Not a directory; run it as root")
 
 
 def test_a_configuration_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Control groups: the host's hierarchies, what is used in them, and the names pods' cgroups may have."""

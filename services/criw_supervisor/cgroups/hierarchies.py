@@ -1,0 +1,173 @@
+"""Control groups: where they are mounted, making and removing a pod's, and what is in them.
+
+The OCI runtime makes and configures the container's cgroup; the pod's above it is ours when the request named none.
+Version 2 is one hierarchy at /sys/fs/cgroup; version 1, hybrid included, is one for each controller (cgroups(7)).
+"""
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from criw import mountinfo
+from criw.errors import Unavailable
+from criw.kernel import suppress_errno
+from criw.operations import until_gone
+
+ROOT: Final = Path("/sys/fs/cgroup")
+_BUSY_LIMIT_S: Final = 5.0
+_V1_CONTROLLERS: Final = frozenset(
+    {"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
+     "hugetlb", "rdma", "misc"}
+)  # fmt: skip
+
+
+class Cgroups:
+    """The host's hierarchies: see `parse` and `of_host`."""
+
+    def __init__(self, root: Path, hierarchies: Collection[Path], controllers: Mapping[str, Path], *, v2: bool) -> None:
+        self._root = root
+        self._hierarchies = sorted(hierarchies)
+        self.controllers = controllers  # v1: controller -> mount point
+        self.v2 = v2
+
+    @property
+    def version(self) -> int:
+        return 2 if self.v2 else 1
+
+    def directory(self, controller: str, cgroup: str) -> Path | None:
+        """The directory of a cgroup in the hierarchy of a controller; None if the host does not have it."""
+        mounted = self._root if self.v2 else self.controllers.get(controller)
+        return None if mounted is None else mounted / cgroup.lstrip("/")
+
+    def exists(self, cgroup: str) -> bool:
+        """Whether any hierarchy has the cgroup."""
+        return any((root / cgroup.lstrip("/")).is_dir() for root in self._hierarchies)
+
+    def children(self, cgroup: str) -> set[str]:
+        """Names of the cgroups directly below, in any hierarchy."""
+        found: set[str] = set()
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            if directory.is_dir():
+                found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
+        return found
+
+    def create(self, cgroup: str) -> None:
+        """Make a cgroup in every hierarchy that lacks it."""
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            while not directory.is_dir():
+                with contextlib.suppress(FileNotFoundError, FileExistsError):  # the parent came or went meanwhile
+                    directory.mkdir(parents=True)
+                if not self.v2 and root == self.controllers.get("cpuset"):
+                    _inherit_cpuset(root, directory)
+
+    def remove(self, cgroup: str) -> None:
+        """Remove a cgroup with its (empty) children. Raises Unavailable if processes stay in it."""
+        for root in self._hierarchies:
+            directory = root / cgroup.lstrip("/")
+            if directory.is_dir():
+                for below, _, _ in os.walk(directory, topdown=False):
+                    _rmdir(Path(below))
+
+    def remove_empty(self, cgroup: str, *, upto: str) -> None:
+        """Remove a cgroup where nothing is in it, then its parents up to and with `upto` likewise."""
+        for root in self._hierarchies:
+            directory, top = root / cgroup.lstrip("/"), root / upto.lstrip("/")
+            for one in (directory, *directory.parents):
+                if one == root or (one != directory and not one.is_relative_to(top)):
+                    break
+                with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+                    one.rmdir()
+
+    def processes(self, cgroup: str) -> set[int]:
+        """Processes in the cgroup and below it, in any hierarchy."""
+        found: set[int] = set()
+        for root in self._hierarchies:
+            for below, _, _ in os.walk(root / cgroup.lstrip("/")):
+                with suppress_errno(errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                    found.update(int(pid) for pid in (Path(below) / "cgroup.procs").read_text().split())
+        return found
+
+    def kill(self, cgroup: str) -> None:
+        """SIGKILL everything in the cgroup until nothing is left. Raises Unavailable after some seconds."""
+
+        def look() -> set[int]:
+            pids = self.processes(cgroup)
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return pids
+
+        if left := until_gone(_BUSY_LIMIT_S, look):
+            raise Unavailable(f"cannot kill the processes {sorted(left)} of cgroup {cgroup}; try again")
+
+    def oom_kills(self, cgroup: str) -> int:
+        """How many processes of the cgroup the kernel has killed for want of memory."""
+        directory = self.directory("memory", cgroup)
+        if directory is None:
+            return 0
+        return flat_keyed(directory / ("memory.events" if self.v2 else "memory.oom_control")).get("oom_kill", 0)
+
+
+def parse(text: bytes, root: Path = ROOT) -> Cgroups:
+    """The hierarchies mounted below `root`, from the text of a mountinfo file."""
+    controllers: dict[str, Path] = {}
+    hierarchies: set[Path] = set()
+    v2 = False
+    for mount in mountinfo.parse(text):
+        point = Path(mount.point)
+        if mount.fstype not in {"cgroup", "cgroup2"} or not point.is_relative_to(root):
+            continue
+        hierarchies.add(point)
+        if mount.fstype == "cgroup2":
+            v2 = v2 or point == root
+        else:
+            controllers |= dict.fromkeys(_V1_CONTROLLERS & set(mount.options.split(",")), point)
+    return Cgroups(root, hierarchies, controllers, v2=v2)
+
+
+def of_host() -> Cgroups:
+    """The hierarchies of this host, as mounted now."""
+    return parse(Path("/proc/self/mountinfo").read_bytes())
+
+
+def _inherit_cpuset(root: Path, directory: Path) -> None:
+    """A v1 cpuset takes no process until it has CPUs and memory nodes: give it its parents'."""
+    for parent in [*reversed(directory.relative_to(root).parents), directory.relative_to(root)]:
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            here = root / parent / name
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile; made again by the caller's loop
+                if parent != Path() and not here.read_text().strip():
+                    here.write_text((root / parent).parent.joinpath(name).read_text())
+
+
+def _rmdir(directory: Path) -> None:
+    """Remove one cgroup; it stays busy for a moment after its last process died."""
+
+    def busy() -> OSError | None:
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            return err
+        return None
+
+    if (err := until_gone(_BUSY_LIMIT_S, busy)) is not None:
+        raise Unavailable(f"cannot remove cgroup {directory}: processes are in it; try again") from err
+
+
+def flat_keyed(path: Path) -> dict[str, int]:
+    """A file of "key number" lines; empty if there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:  # gone; or going, which is ENODEV
+        return {}
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value.isdecimal()}

@@ -1,0 +1,1 @@
+"""The life of containers: create, start, stop, the end, remove, update."""

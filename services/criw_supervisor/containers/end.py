@@ -1,0 +1,67 @@
+"""What is done when a container has ended, by itself or because it was stopped."""
+
+import logging
+import time
+
+from criw.errors import Fault
+from criw_supervisor.ledger.container import Container
+from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.states import ContainerState, Reason
+from criw_supervisor.runtimes.handler import End, task_of
+from criw_supervisor.runtimes.handlers import Handlers
+
+log = logging.getLogger(__name__)
+LOST_CODE = 255  # as other runtimes report an end nobody could learn
+
+
+async def record_end(container: Container, *, ledger: Ledger, handlers: Handlers, surely: bool = False) -> None:
+    """Record the end of a container, if it has ended. Repeated news change nothing.
+
+    `surely` is for one whose process is known to be gone, whatever its handler still waits for.
+    """
+    async with ledger.container_locks.hold(container.id):
+        record = container.record
+        if record.state is ContainerState.EXITED:
+            return
+        end = await handlers.of_record(record.runtime).end_of(task_of(record))
+        if end is None and not surely:
+            return
+        if end is None or end.lost:
+            await ended(
+                container, ledger=ledger, handlers=handlers, code=LOST_CODE, at_ns=time.time_ns(),
+                reason=Reason.UNKNOWN,
+                message="the exit code is lost: the container's monitor (conmon) was killed, or the host restarted",
+            )  # fmt: skip
+        else:
+            await ended(
+                container, ledger=ledger, handlers=handlers, code=end.code, at_ns=end.at_ns, reason=_reason(end)
+            )
+
+
+def _reason(end: End) -> Reason:
+    if end.code == 0:
+        return Reason.COMPLETED
+    return Reason.OOM_KILLED if end.out_of_memory else Reason.ERROR
+
+
+async def ended(
+    container: Container, *, ledger: Ledger, handlers: Handlers, code: int, at_ns: int, reason: Reason,
+    message: str = "",
+) -> None:  # fmt: skip
+    """Record how a container ended, once what it left behind in shared PID namespaces is dead, too.
+
+    Its lock is held by the caller.
+    """
+    record, task = container.record, task_of(container.record)
+    handler = handlers.of_record(record.runtime)
+    try:
+        await handler.kill_all(task)
+    except Fault as err:  # RemoveContainer does it again, and tells its caller if it still fails
+        log.warning("cannot kill what a container left", extra={"container": container.id, "error": str(err)})
+    finished = max(at_ns, record.started_at_ns)  # files have the coarser clock
+    changes = {"finished_at_ns": finished, "exit_code": code, "reason": reason, "message": message}
+    await ledger.save(container, record.moved(ContainerState.EXITED, **changes))
+    try:
+        await handler.release(task)
+    except Fault as err:  # as above
+        log.warning("cannot tidy up after a container", extra={"container": container.id, "error": str(err)})

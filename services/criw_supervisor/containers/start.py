@@ -1,0 +1,43 @@
+"""StartContainer."""
+
+import time
+from typing import Final
+
+from criw.errors import FailedPrecondition, Fault
+from criw_supervisor.containers.end import ended
+from criw_supervisor.ledger.container import Container
+from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.states import ContainerState, Reason
+from criw_supervisor.runtimes.handler import task_of
+from criw_supervisor.runtimes.handlers import Handlers
+
+START_FAILED_CODE: Final = 128
+
+
+async def start(container: Container, *, ledger: Ledger, handlers: Handlers) -> None:
+    """Run the container's command. One that cannot be run is EXITED with reason StartError afterwards."""
+    async with ledger.container_locks.hold(container.id):
+        pod = ledger.pods.get(container.record.pod_id)
+        if pod is None or not pod.ready:
+            raise FailedPrecondition(f"cannot start container {container.id}: its pod sandbox is not ready")
+        if container.record.state is not ContainerState.CREATED:
+            raise FailedPrecondition(
+                f"cannot start container {container.id}: it is {container.record.state}; it starts only once"
+            )
+        handler = handlers.of_record(container.record.runtime)
+        now = time.time_ns()  # before the start: nothing ends before it began
+        try:
+            await handler.start(task_of(container.record))
+        except Fault as err:
+            await ended(
+                container, ledger=ledger, handlers=handlers, code=START_FAILED_CODE, at_ns=time.time_ns(),
+                reason=Reason.START_ERROR, message=str(err),
+            )  # fmt: skip
+            raise
+        await ledger.save(container, container.record.moved(ContainerState.RUNNING, started_at_ns=now))
+
+
+async def note_started(container: Container, *, ledger: Ledger) -> None:
+    """Record that a container runs whose start was carried out but never acknowledged."""
+    async with ledger.container_locks.hold(container.id):
+        await ledger.save(container, container.record.moved(ContainerState.RUNNING, started_at_ns=time.time_ns()))

@@ -1,0 +1,1 @@
+"""The life of pod sandboxes: run, stop, remove."""

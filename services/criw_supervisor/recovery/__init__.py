@@ -1,0 +1,1 @@
+"""What is done after a restart, and whenever something could not be given back."""

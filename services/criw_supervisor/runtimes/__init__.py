@@ -1,0 +1,1 @@
+"""Runtime handlers: who holds the processes of containers."""

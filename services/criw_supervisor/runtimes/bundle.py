@@ -1,0 +1,69 @@
+"""A bundle: the directory an OCI runtime reads (config.json), and where whoever holds the container keeps its files."""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from criw.errors import FailedPrecondition
+from criw.kernel import suppress_errno
+from criw_supervisor.oci import JsonObject
+
+_MODE: Final = 0o700  # environment variables are in it
+_EXEC: Final = "exec-"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All methods block."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.json"
+
+    def write(self, document: JsonObject) -> None:
+        """Make the bundle."""
+        self.directory.mkdir(parents=True)
+        self.directory.chmod(_MODE)
+        self.config.write_text(json.dumps(document), encoding="utf-8", errors="surrogateescape")
+
+    def read(self) -> JsonObject:
+        """The OCI configuration the container was made with; empty if the bundle is gone."""
+        try:
+            document: JsonObject = json.loads(self.config.read_text(errors="surrogateescape"))
+        except FileNotFoundError:
+            return {}
+        return document
+
+    def process(self, command: list[str]) -> JsonObject:
+        """The OCI process object of a further command: the container's own, with the command in place of its own.
+
+        Raises FailedPrecondition if the bundle is gone.
+        """
+        process = self.read().get("process")
+        if not isinstance(process, dict):
+            raise FailedPrecondition(f"cannot run a command in container {self.directory.name}: its bundle is gone")
+        return {**process, "args": command, "terminal": False}
+
+    def exec_files(self, token: str) -> tuple[Path, Path]:
+        """Where the OCI process object and the pid of one further command go."""
+        return self.directory / f"{_EXEC}{token}.json", self.directory / f"{_EXEC}{token}.pid"
+
+    def is_exec_file(self, argument: str) -> bool:
+        """Whether an argument of some process's command line is such a file."""
+        return argument.startswith(os.fspath(self.directory / _EXEC))
+
+    def all_exec_files(self) -> list[Path]:
+        return list(self.directory.glob(f"{_EXEC}*"))
+
+    def remove(self) -> None:
+        """Remove it with all that is in it; a success if it is gone."""
+        while self.directory.exists():
+            # An exec that ends with the container has files in it, too.
+            with suppress_errno(errno.ENOENT, errno.ENOTEMPTY):
+                shutil.rmtree(self.directory)

@@ -1,0 +1,284 @@
+"""conmon: a small process for each container, which holds its standard streams, writes its log, keeps its exit code.
+
+conmon starts the OCI runtime as its child and outlives the supervisor. It keeps its files in the container's bundle:
+`conmon.pid`, `exit/<container id>` (the code, there before conmon ends), `ctl` (a FIFO for orders) and `attach` (a
+socket). Nobody but this module reads them.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from asyncinotify import Mask
+
+from criw.errors import Failed, FailedPrecondition, InvalidArgument, Unavailable
+from criw.inotify import watching
+from criw.operations import until_gone
+from criw.process import run
+from criw_supervisor import processes
+from criw_supervisor.runtimes.bundle import Bundle
+from criw_supervisor.runtimes.handler import Launch
+
+CREATE_LIMIT_S: Final = 120.0
+_REOPEN: Final = b"2 0 0\n"  # conmon's control message: type 2, two numbers it does not use
+_REOPEN_LIMIT_S: Final = 10.0
+_LOG_DIRECTORY_MODE: Final = 0o755
+_KILL_LIMIT_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Exit:
+    """What conmon tells of the end of its container; the code is 128 + the signal for one that was killed."""
+
+    code: int
+    at_ns: int
+
+
+def command(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle) -> list[str]:
+    """The command line that makes a container with `runtime` (program and global arguments)."""
+    program, *arguments = runtime
+    directory, container_id = bundle.directory, launch.task.id
+    words = [
+        conmon,
+        *("--api-version", "1", "--cid", container_id, "--cuuid", container_id, "--name", launch.name),
+        *("--runtime", program, "--bundle", os.fspath(directory)),
+        *("--container-pidfile", os.fspath(directory / "pid"), "--conmon-pidfile", os.fspath(_pid_file(bundle))),
+        *("--exit-dir", os.fspath(directory / "exit"), "--full-attach", "--log-level", "error"),
+        *("--log-path", f"k8s-file:{launch.log_path}" if launch.log_path else "off:"),
+        *(f"--runtime-arg={word}" for word in arguments),
+    ]
+    if launch.terminal:
+        words.append("--terminal")
+    if launch.stdin:
+        words.append("--stdin")
+        if not launch.stdin_once:
+            words.append("--leave-stdin-open")
+    return words
+
+
+def _pid_file(bundle: Bundle) -> Path:
+    return bundle.directory / "conmon.pid"
+
+
+async def create(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle) -> int:
+    """Have conmon make the container; the pid of its first process, which waits to be started.
+
+    Raises Failed with what the runtime said, InvalidArgument if the log's directory cannot be made.
+    """
+    (bundle.directory / "exit").mkdir()
+    if launch.log_path:
+        make_log_directory(Path(launch.log_path))
+    read_end, write_end = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
+    )
+    complaints = bundle.directory / "conmon.log"
+    try:
+        with complaints.open("wb") as stderr:  # no pipe: conmon would hold it for its whole life
+            try:
+                # conmon forks itself into the background; the sync pipe tells how the runtime fared.
+                await run(
+                    command(conmon, runtime, launch, bundle),
+                    env={**os.environ, "_OCI_SYNCPIPE": str(write_end)},
+                    cwd=bundle.directory,  # where it leaves a file if the container runs out of memory
+                    pass_fds=[write_end],
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=stderr.fileno(),
+                    timeout_s=CREATE_LIMIT_S,
+                )
+            finally:
+                os.close(write_end)
+        line = await asyncio.wait_for(reader.readline(), CREATE_LIMIT_S)
+    finally:
+        transport.close()
+    return created_pid(launch.name, line, complaints)
+
+
+def created_pid(name: str, line: bytes, complaints: Path) -> int:
+    """The pid in what conmon wrote to its sync pipe. Raises Failed with the cause it gives there or in its log."""
+    try:
+        told = json.loads(line)
+        pid = int(told.get("pid", told.get("data", -1)))
+        message = str(told.get("message", ""))
+    except ValueError:
+        pid, message = -1, ""
+    if pid > 0:
+        return pid
+    cause = message.strip() or complaints.read_text(errors="replace").strip() or "conmon ended without a word"
+    raise Failed(f"cannot create container {name}: {runtime_words(cause)}")
+
+
+def runtime_words(text: str) -> str:
+    """The message inside the log line the runtime wrote (runc: `level=error msg="…"`), else the text."""
+    with contextlib.suppress(ValueError):
+        _, found, quoted = text.rpartition('msg="')
+        if found:
+            return str(json.loads(f'"{quoted[: quoted.rindex(chr(34))]}"'))
+    return text
+
+
+def make_log_directory(log_path: Path) -> None:
+    """Make the directory of a log where the kubelet has not. Raises InvalidArgument if it cannot be."""
+    try:
+        log_path.parent.mkdir(mode=_LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as err:
+        raise InvalidArgument(f"cannot make the log directory {log_path.parent}: {err.strerror}") from err
+
+
+def read_exit(bundle: Bundle) -> Exit | None:
+    """The exit conmon recorded; None if the container has not ended, or conmon died or had no space to tell of it."""
+    path = bundle.directory / "exit" / bundle.directory.name
+    try:
+        return Exit(int(path.read_text()), path.stat().st_mtime_ns)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_there(bundle: Bundle) -> bool:
+    """Whether the container's conmon lives."""
+    return bool(pid := _pid(bundle)) and os.fspath(bundle.directory) in processes.command_line(pid)
+
+
+def _pid(bundle: Bundle) -> int:
+    try:
+        return int(_pid_file(bundle).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def kill_makers(bundle: Bundle) -> None:
+    """Kill conmon and the runtime that work on a bundle, also ones whose pid files were never written.
+
+    Raises Unavailable if some survive.
+    """
+    mark = os.fspath(bundle.directory)
+
+    def look() -> list[int]:  # again and again: one may have started another before it died
+        found = [pid for pid in processes.pids() if mark in processes.command_line(pid)]
+        for pid in found:
+            processes.send_signal(pid, processes.start_time(pid), signal.SIGKILL)
+        return found
+
+    if left := until_gone(_KILL_LIMIT_S, look):
+        raise Unavailable(f"cannot kill processes {left}, which work on {bundle.directory}; try again")
+
+
+class Watch:
+    """Notices that conmons end, each by a pidfd: the container has ended then, and its exit is there, or lost."""
+
+    def __init__(self) -> None:
+        self._ended: asyncio.Queue[str] = asyncio.Queue()
+        self._fds: set[int] = set()
+
+    def add(self, container_id: str, bundle: Bundle) -> None:
+        """Watch the conmon of a container; one that is gone is told at once."""
+        if not is_there(bundle):
+            self._ended.put_nowait(container_id)
+            return
+        try:
+            fd = os.pidfd_open(_pid(bundle))
+        except ProcessLookupError:
+            self._ended.put_nowait(container_id)
+            return
+        self._fds.add(fd)
+        asyncio.get_running_loop().add_reader(fd, self._tell, container_id, fd)
+
+    def _tell(self, container_id: str, fd: int) -> None:
+        with contextlib.suppress(ChildProcessError):  # it was left to us, unless an earlier supervisor started it
+            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
+        self._close(fd)
+        self._ended.put_nowait(container_id)
+
+    async def ended(self) -> AsyncIterator[str]:
+        """Ids of containers whose conmon has ended, for ever."""
+        while True:
+            yield await self._ended.get()
+
+    def _close(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        os.close(fd)
+        self._fds.discard(fd)
+
+    def close(self) -> None:
+        for fd in tuple(self._fds):
+            self._close(fd)
+
+
+async def reopen_log(bundle: Bundle, path: Path) -> None:
+    """Ask conmon to open the log anew; returns once the file is there.
+
+    Raises InvalidArgument if its directory is gone and cannot be made, FailedPrecondition if conmon has ended,
+    Unavailable if it does not answer.
+    """
+    if await asyncio.to_thread(_is_open, bundle, path):
+        return  # nobody renamed it; conmon would replace it with an empty one
+    await asyncio.to_thread(make_log_directory, path)
+    # conmon makes the file beside it and renames it into place.
+    with watching(path.parent, Mask.MOVED_TO) as events:
+        await asyncio.to_thread(_order, bundle, _REOPEN)
+        try:
+            async with asyncio.timeout(_REOPEN_LIMIT_S):
+                while str((await events.get()).name) != path.name:
+                    pass
+        except TimeoutError as err:
+            raise Unavailable(
+                f"cannot reopen the log of container {bundle.directory.name}: its conmon does not answer"
+            ) from err
+
+
+def _is_open(bundle: Bundle, path: Path) -> bool:
+    """Whether conmon writes to the file that has this path now."""
+    try:
+        log = path.stat()
+        opened = list(Path(f"/proc/{_pid(bundle)}/fd").iterdir())
+    except FileNotFoundError:
+        return False
+    for entry in opened:
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.path.samestat(entry.stat(), log):
+                return True
+    return False
+
+
+def _order(bundle: Bundle, message: bytes) -> None:
+    try:
+        fd = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno in {errno.ENXIO, errno.ENOENT}:
+            raise _gone(bundle) from err
+        raise
+    try:
+        os.write(fd, message)
+    finally:
+        os.close(fd)
+
+
+def attach(bundle: Bundle) -> socket.socket:
+    """A connection to the container's streams: what it writes comes as packets of a stream number and its bytes.
+
+    Raises FailedPrecondition if conmon has ended.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        directory = os.open(bundle.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{directory}/attach")  # its own path is longer than a socket's may be
+        finally:
+            os.close(directory)
+    except (FileNotFoundError, ConnectionRefusedError) as err:
+        connection.close()
+        raise _gone(bundle) from err
+    return connection
+
+
+def _gone(bundle: Bundle) -> FailedPrecondition:
+    return FailedPrecondition(f"cannot reach the streams of container {bundle.directory.name}: its conmon has ended")

@@ -1,0 +1,78 @@
+"""The configured handlers, and which of them work on this host, found out by trying."""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+
+from criw.config.supervisor import SupervisorSection
+from criw.errors import FailedPrecondition
+from criw.operations import together
+from criw_supervisor.cgroups.hierarchies import Cgroups
+from criw_supervisor.ledger.places import Places
+from criw_supervisor.runtimes.handler import Handler
+from criw_supervisor.runtimes.oci import OciHandler
+
+log = logging.getLogger(__name__)
+
+
+class Handlers:
+    """Handlers by name. `broken` says why one does not work; `default` is "" if none does."""
+
+    def __init__(self, configured: Mapping[str, Handler], broken: dict[str, str], default: str) -> None:
+        self.configured = configured
+        self.broken = broken
+        self.default = default
+
+    @property
+    def working(self) -> list[str]:
+        return [name for name in self.configured if name not in self.broken]
+
+    def get(self, name: str) -> Handler:
+        """The handler a request names ("": the default). Raises FailedPrecondition if it does not work here."""
+        name = name or self.default
+        if name in self.configured and name not in self.broken:
+            return self.configured[name]
+        broken = "; ".join(f"{one}: {why}" for one, why in self.broken.items())
+        why = self.broken.get(name, "it is not configured in [supervisor.runtimes]" if name else broken)
+        known = ", ".join(self.working) or "none"
+        raise FailedPrecondition(f"cannot use runtime handler {name or '(default)'}: {why}; working handlers: {known}")
+
+    def of_record(self, name: str) -> Handler:
+        """The handler an existing container was made with, working or not. Raises FailedPrecondition."""
+        if name not in self.configured:
+            raise FailedPrecondition(
+                f"cannot manage containers of runtime handler {name}: it is not configured in [supervisor.runtimes] now"
+            )
+        return self.configured[name]
+
+    def close(self) -> None:
+        """Stop watching what they hold."""
+        for handler in self.configured.values():
+            handler.close()
+
+
+async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cgroups) -> Handlers:
+    """Try every configured handler and say in the log what does not work, and why.
+
+    Raises FailedPrecondition if conmon is missing.
+    """
+    monitor = shutil.which(os.fspath(section.conmon))
+    if monitor is None:
+        raise FailedPrecondition(f"cannot run containers: {section.conmon} is missing; install the package conmon")
+    configured = {
+        name: OciHandler(name, runtime, monitor=monitor, places=places, cgroups=cgroups)
+        for name, runtime in section.runtimes.items()
+    }
+    broken: dict[str, str] = {}
+
+    async def probe(handler: OciHandler) -> None:
+        if why := await handler.probe(section.cgroup_parent):
+            broken[handler.name] = why
+            log.warning("runtime handler does not work here", extra={"handler": handler.name, "why": why})
+
+    await together(*(probe(handler) for handler in configured.values()))
+    default = section.default_runtime or next((name for name in configured if name not in broken), "")
+    handlers = Handlers(configured, broken, default)
+    log.info("runtime handlers", extra={"working": ",".join(handlers.working) or "none", "default": default or "none"})
+    return handlers

@@ -1,0 +1,243 @@
+"""Handlers of type "oci": any OCI runtime with the command line runc defined, its containers held by conmon."""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from criw.config.supervisor import Runtime
+from criw.errors import Failed, FailedPrecondition, Fault, Unavailable
+from criw.operations import run_to_end
+from criw.process import Completed, run
+from criw_supervisor import processes
+from criw_supervisor.cgroups.hierarchies import Cgroups
+from criw_supervisor.cgroups.usage import CgroupUsage, read_usage
+from criw_supervisor.ledger.places import Places
+from criw_supervisor.oci import JsonObject
+from criw_supervisor.runtimes import conmon
+from criw_supervisor.runtimes.bundle import Bundle
+from criw_supervisor.runtimes.conmon import runtime_words
+from criw_supervisor.runtimes.handler import End, Launch, NotRun, Task
+
+log = logging.getLogger(__name__)
+PROBE: Final = "probe-"  # begins the names of what a probe makes
+_PROBE_LIMIT_S: Final = 20.0
+_EXEC_END_LIMIT_S: Final = 10.0
+LOST_CODE: Final = 255  # as other runtimes report an end nobody could learn
+
+
+class OciHandler:
+    """A handler (`runtimes.handler.Handler`). Needs this process to be a subreaper (see `processes`)."""
+
+    def __init__(self, name: str, runtime: Runtime, *, monitor: str, places: Places, cgroups: Cgroups) -> None:
+        self.name = name
+        self.program = shutil.which(os.fspath(runtime.path)) or os.fspath(runtime.path)
+        self._root = places.runtime(name)
+        self._places = places
+        self._cgroups = cgroups
+        self._monitor = monitor
+        self._runtime = [self.program, *runtime.args, "--root", os.fspath(self._root)]
+        self._watch = conmon.Watch()
+
+    def _bundle(self, task: Task) -> Bundle:
+        return Bundle(self._places.bundle(task.id))
+
+    async def _must(self, what: str, *words: str, stdin: bytes | None = None) -> None:
+        """Run a command of the runtime. Raises Failed("cannot <what>: <what the runtime said>")."""
+        done = await run([*self._runtime, *words], stdin=stdin)
+        if done.code:
+            raise Failed(f"cannot {what}: {runtime_words(done.message)}")
+
+    # --- the life of a task
+
+    async def create(self, launch: Launch) -> Task:
+        bundle = self._bundle(launch.task)
+        await asyncio.to_thread(bundle.write, launch.document)
+        pid = await conmon.create(self._monitor, self._runtime, launch, bundle)
+        started = processes.start_time(pid)
+        if not started:
+            raise Failed(f"cannot create container {launch.name}: its process ended before it was started")
+        return Task(launch.task.id, launch.task.cgroup, pid, started)
+
+    async def start(self, task: Task) -> None:
+        await self._must(f"start container {task.id}", "start", task.id)
+
+    async def kill(self, task: Task, number: int) -> bool:
+        return await asyncio.to_thread(processes.send_signal, task.pid, task.pid_started, number)
+
+    async def update(self, task: Task, resources: JsonObject) -> None:
+        what = f"update the resources of container {task.id}"
+        await self._must(what, "update", "--resources", "-", task.id, stdin=json.dumps(resources).encode())
+
+    async def kill_all(self, task: Task) -> None:
+        await asyncio.to_thread(self._cgroups.kill, task.cgroup)
+
+    async def release(self, task: Task) -> None:
+        await self._delete(task.id, ended=True)
+
+    async def delete(self, task: Task, *, ended: bool) -> None:
+        if not ended:
+            # They go first: conmon would record the end of what is being forgotten.
+            await asyncio.to_thread(conmon.kill_makers, self._bundle(task))
+        await self.kill_all(task)
+        await self._delete(task.id, ended=ended)
+        await asyncio.to_thread(self._remove_rest, task)
+
+    async def _delete(self, container_id: str, *, ended: bool) -> None:
+        if not (self._root / container_id).exists():
+            return
+        if ended:  # without --force, which makes runc 1.2 and later wait for what it kills: a tenth of a second
+            done = await run([*self._runtime, "delete", container_id])
+            if done.code == 0:
+                return
+        await self._must(f"delete container {container_id}", "delete", "--force", container_id)
+
+    def _remove_rest(self, task: Task) -> None:
+        self._cgroups.remove(task.cgroup)
+        shutil.rmtree(self._root / task.id, ignore_errors=True)
+        self._bundle(task).remove()
+
+    # --- its end
+
+    def watch(self, task: Task) -> None:
+        self._watch.add(task.id, self._bundle(task))
+
+    def ends(self) -> AsyncIterator[str]:
+        return self._watch.ended()
+
+    async def end_of(self, task: Task) -> End | None:
+        bundle = self._bundle(task)
+        there = conmon.is_there(bundle)  # asked first: what it leaves is there before it ends
+        if (found := conmon.read_exit(bundle)) is None:
+            return None if there else End(LOST_CODE, 0, lost=True)
+        killed = await asyncio.to_thread(self._cgroups.oom_kills, task.cgroup)
+        return End(found.code, found.at_ns, out_of_memory=bool(killed and found.code))
+
+    async def recover(self, task: Task) -> bool:
+        done = await run([*self._runtime, "state", task.id])
+        return done.code == 0 and json.loads(done.stdout)["status"] == "running"
+
+    def close(self) -> None:
+        self._watch.close()
+
+    # --- further commands
+
+    async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> "OciExec":
+        files = self._bundle(task).exec_files(secrets.token_hex(8))
+        process_file, pid_file = files
+        try:
+            await asyncio.to_thread(_write_process, process_file, process)
+            words = ("exec", "--detach", "--process", os.fspath(process_file), "--pid-file", os.fspath(pid_file))
+            starting = asyncio.ensure_future(run([*self._runtime, *words, task.id], stdout=stdout, stderr=stderr))
+            try:
+                done = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                await run_to_end(_end_started(starting, files), limit_s=_EXEC_END_LIMIT_S)
+                raise
+            if done.code:
+                raise NotRun(f"exit code {done.code}")
+            return OciExec(int(pid_file.read_text()), files)
+        except BaseException as err:
+            _remove(files)
+            if isinstance(err, FileNotFoundError):
+                raise FailedPrecondition(f"cannot run a command in container {task.id}: it is being removed") from err
+            raise
+
+    # --- its streams and numbers
+
+    async def reopen_log(self, task: Task, path: Path) -> None:
+        await conmon.reopen_log(self._bundle(task), path)
+
+    async def attach(self, task: Task) -> socket.socket:
+        return conmon.attach(self._bundle(task))
+
+    async def usage(self, tasks: Sequence[Task]) -> Mapping[str, CgroupUsage]:
+        def read() -> dict[str, CgroupUsage]:
+            found = {task.id: read_usage(self._cgroups, task.cgroup) for task in tasks}
+            return {task_id: usage for task_id, usage in found.items() if usage is not None}
+
+        return await asyncio.to_thread(read)
+
+    # --- whether it works
+
+    async def probe(self, cgroup: str) -> str:
+        """Make and delete a container that does nothing. Why it does not work here; "" when it does."""
+        if shutil.which(self.program) is None:
+            return f"{self.program} is not installed"
+        self._root.mkdir(parents=True, exist_ok=True)
+        container_id = f"{PROBE}{self.name}-{os.getpid()}"
+        with tempfile.TemporaryDirectory(prefix=PROBE, dir=self._root.parent) as directory:
+            bundle = Path(directory)
+            (bundle / "rootfs").mkdir()
+            (bundle / "config.json").write_text(json.dumps(_probe_spec(f"{cgroup}/{container_id}")))
+            try:
+                words = ("create", "--bundle", directory, container_id)
+                done = await run([*self._runtime, *words], timeout_s=_PROBE_LIMIT_S)
+                # A program that is not there is told only after namespaces, cgroups and mounts have worked.
+                works = done.code == 0 or "/probe" in done.message
+                return "" if works else done.message
+            except Fault as err:
+                return str(err)
+            finally:
+                await self._delete(container_id, ended=False)
+
+
+class OciExec:
+    """A command the runtime has left to us (`runtimes.handler.Exec`).
+
+    Its files stay until its end: should we die first, the next supervisor finds it by them and ends it.
+    """
+
+    def __init__(self, pid: int, files: Sequence[Path]) -> None:
+        self._pid = pid
+        self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
+        self._ending.add_done_callback(lambda _: _remove(files))
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ending)
+
+    async def kill(self) -> None:
+        try:
+            await asyncio.to_thread(processes.kill_family, self._pid)
+            await self._ending
+        except Unavailable as err:
+            log.warning("a command is left in a container", extra={"error": str(err)})
+        finally:
+            self._ending.cancel()
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
+async def _end_started(starting: asyncio.Future[Completed], files: Sequence[Path]) -> None:
+    """End a command that may be about to start: once it is known whether it has."""
+    await starting
+    _, pid_file = files
+    if pid_file.exists():
+        await OciExec(int(pid_file.read_text()), files).kill()
+
+
+def _write_process(path: Path, process: JsonObject) -> None:
+    path.write_text(json.dumps(process), encoding="utf-8", errors="surrogateescape")
+
+
+def _probe_spec(cgroup: str) -> JsonObject:
+    return {
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["/probe"], "cwd": "/", "env": []},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "cgroupsPath": cgroup,
+            "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+        },
+    }

@@ -1,0 +1,162 @@
+"""Cgroups as directories of the test's own, and real ones where only the kernel can answer."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from criw.errors import Unavailable
+from criw_supervisor.cgroups import hierarchies as cgroups
+from criw_supervisor.cgroups.hierarchies import Cgroups, flat_keyed, of_host, parse
+
+
+def test_files_of_keys_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\noom_kill 3\nbroken\nnot_a_number max\n")
+    assert flat_keyed(tmp_path / "memory.events") == {"low": 0, "oom_kill": 3}
+    assert flat_keyed(tmp_path / "no such file") == {}
+
+
+# --- made-up hierarchies: which there are, and what a cgroup is in each
+
+HYBRID = b"""\
+30 25 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+33 30 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+34 30 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+35 25 0:31 / /elsewhere/memory rw - cgroup cgroup rw,memory
+"""
+UNIFIED = b"30 25 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
+def test_a_hybrid_host_is_version_1() -> None:
+    found = parse(HYBRID)
+    assert found.version == 1
+    assert found.directory("cpuacct", "/criw/p") == Path("/sys/fs/cgroup/cpu,cpuacct/criw/p")
+    assert found.directory("memory", "criw") == Path("/sys/fs/cgroup/memory/criw")
+    assert found.directory("pids", "/criw") is None
+    assert len(found._hierarchies) == 4
+
+
+def test_a_unified_host_is_version_2() -> None:
+    found = parse(UNIFIED)
+    assert found.version == 2
+    assert found.directory("memory", "/criw") == found.directory("cpuacct", "/criw") == Path("/sys/fs/cgroup/criw")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Cgroups:
+    """Two hierarchies that are ordinary directories."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    mountinfo = "".join(
+        f"{n} 1 0:{n} / {tmp_path}/{name} rw - cgroup cgroup rw,{c}\n"
+        for n, name, c in ((1, "one", "memory"), (2, "two", "pids"))
+    )
+    return parse(mountinfo.encode(), tmp_path)
+
+
+def test_a_cgroup_is_made_in_every_hierarchy_and_removed_from_each(plain: Cgroups, tmp_path: Path) -> None:
+    plain.create("/criw/pod")
+    plain.create("/criw/pod")
+    assert (tmp_path / "one/criw/pod").is_dir()
+    assert (tmp_path / "two/criw/pod").is_dir()
+    (tmp_path / "one/criw/other").mkdir()
+    assert plain.children("/criw") == {"pod", "other"}
+    plain.remove_empty("/criw/pod", upto="/criw")
+    assert not plain.exists("/criw/pod")
+    assert (tmp_path / "one/criw").is_dir()  # another is in it
+    assert not (tmp_path / "two/criw").exists()
+
+
+def test_a_cgroup_with_something_in_it_stays(plain: Cgroups, tmp_path: Path) -> None:
+    plain.create("/kubepods/pod/another-pods-container")
+    plain.remove_empty("/kubepods/pod", upto="/criw")
+    assert (tmp_path / "one/kubepods/pod/another-pods-container").is_dir()
+
+
+def test_parents_outside_of_ours_are_left_alone(plain: Cgroups, tmp_path: Path) -> None:
+    plain.create("/kubepods/pod")
+    plain.remove_empty("/kubepods/pod", upto="/criw")
+    assert (tmp_path / "one/kubepods").is_dir()
+    assert not plain.exists("/kubepods/pod")
+
+
+def test_removing_takes_what_is_below_along_and_may_be_repeated(plain: Cgroups) -> None:
+    plain.create("/criw/pod/container/nested/deep")
+    for _ in range(2):
+        plain.remove("/criw/pod/container")
+        plain.remove_empty("/criw/pod/container", upto="/criw")
+    assert not plain.exists("/criw")
+
+
+def test_ooms_are_counted_by_the_kernels_file(plain: Cgroups, tmp_path: Path) -> None:
+    plain.create("/criw/c")
+    assert plain.oom_kills("/criw/c") == 0
+    (tmp_path / "one/criw/c/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert plain.oom_kills("/criw/c") == 2
+
+
+# --- real ones
+
+
+@pytest.fixture
+def real() -> Iterator[tuple[Cgroups, str]]:
+    host = of_host()
+    if not host._hierarchies:
+        pytest.skip("no cgroups are mounted here")
+    name = f"/criw-unit-{secrets.token_hex(3)}"
+    host.create(name)
+    yield host, name
+    host.kill(name)
+    host.remove(name)
+
+
+def inside(host: Cgroups, cgroup: str, *argv: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(argv)
+    for root in host._hierarchies:
+        (root / cgroup.lstrip("/") / "cgroup.procs").write_text(str(process.pid))
+    return process
+
+
+@pytest.mark.root
+async def test_killing_ends_all_that_is_in_a_cgroup_and_below(real: tuple[Cgroups, str]) -> None:
+    host, name = real
+    host.create(f"{name}/below")
+    fork = "import os, time\nfor _ in range(5): os.fork()\ntime.sleep(600)"
+    processes = [inside(host, name, "sleep", "600"), inside(host, f"{name}/below", sys.executable, "-c", fork)]
+    assert {process.pid for process in processes} <= host.processes(name)
+    killing = asyncio.create_task(asyncio.to_thread(host.kill, name))
+    codes = [await asyncio.to_thread(process.wait) for process in processes]
+    await killing
+    assert codes == [-signal.SIGKILL] * 2
+    assert host.processes(name) == set()
+
+
+@pytest.mark.root
+def test_a_cgroup_that_stays_busy_is_told(real: tuple[Cgroups, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    host, name = real
+    monkeypatch.setattr(cgroups, "_BUSY_LIMIT_S", 0.05)
+    process = inside(host, name, "sleep", "600")
+    try:
+        with pytest.raises(Unavailable, match=f"cannot remove cgroup .*{name}"):
+            host.remove(name)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.root
+def test_a_new_cgroup_takes_processes(real: tuple[Cgroups, str]) -> None:
+    host, name = real  # a v1 cpuset takes none until it has CPUs and memory nodes
+    process = inside(host, name, "sleep", "600")
+    assert os.getpgid(process.pid)
+    assert process.pid in host.processes(name)
+    process.kill()
+    process.wait()

@@ -1,0 +1,62 @@
+"""Which handlers there are and which work."""
+
+from pathlib import Path
+
+import pytest
+
+from criw.config.supervisor import Runtime, SupervisorSection
+from criw.errors import FailedPrecondition
+from criw_supervisor.cgroups.hierarchies import parse
+from criw_supervisor.ledger.places import Places
+from criw_supervisor.runtimes.handlers import Handlers, probe_handlers
+from criw_supervisor.runtimes.oci import OciHandler
+
+CGROUPS = parse(b"")
+
+
+def handler(tmp_path: Path, name: str = "runc") -> OciHandler:
+    runtime = Runtime(path=Path("runc"))
+    return OciHandler(name, runtime, monitor="/usr/bin/conmon", places=Places(tmp_path), cgroups=CGROUPS)
+
+
+def test_a_request_gets_a_handler_that_works(tmp_path: Path) -> None:
+    runc, crun = handler(tmp_path), handler(tmp_path, "crun")
+    handlers = Handlers({"crun": crun, "runc": runc}, {"crun": "cgroups in hybrid mode"}, "runc")
+    assert handlers.get("") is runc
+    assert handlers.get("runc") is runc
+    assert handlers.working == ["runc"]
+    with pytest.raises(FailedPrecondition, match=r"crun: cgroups in hybrid mode; working handlers: runc"):
+        handlers.get("crun")
+    with pytest.raises(FailedPrecondition, match=r"kata: it is not configured"):
+        handlers.get("kata")
+    assert handlers.of_record("crun") is crun  # what it made before must still be stopped
+    with pytest.raises(FailedPrecondition, match="not configured in"):
+        handlers.of_record("gone")
+
+
+def test_without_a_working_handler_the_default_is_refused(tmp_path: Path) -> None:
+    handlers = Handlers({"runc": handler(tmp_path)}, {"runc": "it is broken"}, "")
+    with pytest.raises(FailedPrecondition, match=r"\(default\): runc: it is broken; working handlers: none"):
+        handlers.get("")
+
+
+async def test_a_runtime_that_is_not_installed_is_broken_and_says_so(tmp_path: Path) -> None:
+    section = SupervisorSection(conmon=Path("/bin/sh"), runtimes={"nope": Runtime(path=Path("/nowhere/nope"))})
+    handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
+    assert handlers.broken == {"nope": "/nowhere/nope is not installed"}
+    assert (handlers.working, handlers.default) == ([], "")
+
+
+async def test_a_runtime_that_fails_is_broken_and_says_why(tmp_path: Path) -> None:
+    program = tmp_path / "fails"
+    program.write_text("#!/bin/sh\necho cannot do that here >&2\nexit 1\n")
+    program.chmod(0o755)
+    section = SupervisorSection(conmon=Path("/bin/sh"), runtimes={"fails": Runtime(path=program)})
+    handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
+    assert handlers.broken == {"fails": "cannot do that here"}
+    assert list((tmp_path / "runtime").glob("probe-*")) == []
+
+
+async def test_without_conmon_there_is_no_supervisor(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="/nowhere/conmon is missing; install the package conmon"):
+        await probe_handlers(SupervisorSection(conmon=Path("/nowhere/conmon")), Places(tmp_path), CGROUPS)
