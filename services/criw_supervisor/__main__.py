@@ -18,6 +18,7 @@ from criw_proto.criw.network.v1 import NetworkStub
 from criw_proto.criw.storage.v1 import DiskStub, RootfsStub
 from criw_supervisor import processes
 from criw_supervisor.cgroups import hierarchies
+from criw_supervisor.cgroups.claim import claimed
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.containers.containers import Containers
 from criw_supervisor.containers.create import CreateContainer
@@ -65,18 +66,18 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
         network = Network(NetworkStub(stack.enter_context(closing(Channel(config.socket("network"))))))
         images = Images(ImagesStub(stack.enter_context(closing(Channel(config.socket("image"))))))
         ledger = Ledger(store, Places(config.run_dir("supervisor")))
-        _measure(context.metrics.registry, ledger)
         cgroups, parent = hierarchies.of_host(), section.cgroup_parent
+        stack.enter_context(claimed(cgroups, parent, owner=config.state_dir("supervisor")))
         handlers = stack.enter_context(closing(await probe_handlers(section, ledger.places, cgroups)))
-        await asyncio.to_thread(cgroups.remove_empty, parent, upto=parent)  # where the probes were
         host = _host(cgroups, section.pids_limit)
         create = CreateContainer(ledger, handlers, images, storage, host)
         containers = Containers(ledger, handlers, storage, create, host)
-        run = RunPod(ledger, handlers, cgroups, network, cgroup_parent=parent)
-        pods = Pods(ledger, cgroups, containers, network, run, cgroup_parent=parent)
+        run = RunPod(ledger, handlers, cgroups, network)
+        pods = Pods(ledger, cgroups, containers, network, run)
         unfinished = Unfinished(ledger, {"pod": run.undo, "container": create.undo})
+        _measure(context.metrics.registry, ledger, unfinished)
         await Recovery(ledger, handlers, cgroups, pods, containers, cgroup_parent=parent).run(unfinished)
-        reconcile = Reconcile(ledger, storage, network)
+        reconcile = Reconcile(ledger, storage, network, pods)
         of_containers = ContainerStats(handlers, storage)
         faces = [
             PodsFace(ledger, pods, cgroup_parent=parent),
@@ -92,19 +93,23 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
                 tasks.create_task(reconcile.run(), name="reconcile"),
                 tasks.create_task(processes.reap_strays(), name="reap"),
             ]
-            yield [RuntimeRpc(section, ledger.places, handlers, network, faces)]
+            yield [RuntimeRpc(section, ledger.places, handlers, network, faces, unfinished.failed)]
             await pods.drain()
             await containers.drain()
             for task in background:
                 task.cancel()
 
 
-def _measure(registry: CollectorRegistry, ledger: Ledger) -> None:
+def _measure(registry: CollectorRegistry, ledger: Ledger, waiting: Unfinished) -> None:
     pods = Gauge("criw_supervisor_pods", "Pod sandboxes, by state.", ["state"], registry=registry)
     containers = Gauge("criw_supervisor_containers", "Containers, by state.", ["state"], registry=registry)
     unfinished = Gauge(
         "criw_supervisor_unfinished", "What is being made, or undone after a failure.", registry=registry
     )
+    failed = Gauge("criw_supervisor_failed", "What failed and is tried again: see Status.", registry=registry)
+    failures = Gauge("criw_supervisor_failures", "Attempts to undo or recover that failed.", registry=registry)
+    failed.set_function(lambda: len(waiting.failed))
+    failures.set_function(lambda: waiting.failures)
     for pod_state in PodState:
         pods.labels(pod_state).set_function(partial(_count, ledger.pods, pod_state))
     for container_state in ContainerState:

@@ -33,8 +33,8 @@ class Ends:
             await self._containers.handle_end(container)
             if container.record.infra and (pod := self._ledger.pods.get(container.record.pod_id)) is not None:
                 await self._pods.lose(pod)
-        except Fault as err:  # a full disk: it must not be taken for running until somebody stops it
-            log.warning("cannot record the end of a container yet", extra={"id": container.id, "error": str(err)})
+        except Exception as err:  # one container's trouble must not end the watch over the others
+            unforeseen = not isinstance(err, Fault | OSError)
+            log.warning("cannot record an end yet", extra={"id": container.id, "error": str(err)}, exc_info=unforeseen)
+            # It must not be taken for running until somebody stops it.
             asyncio.get_running_loop().call_later(_RETRY_S, handler.watch, task_of(container.record))
-        except Exception:  # one container's trouble must not end the watch over the others
-            log.exception("cannot record the end of a container", extra={"container": container.id})

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -45,8 +46,10 @@ def send_signal(pid: int, started: int, number: int) -> bool:
     return True
 
 
-def kill_family(leader: int) -> None:
+def kill_family(leader: int, members: Callable[[], Collection[int]]) -> None:
     """SIGKILL a session's leader, its descendants and all of their sessions: an exec'd command and what it started.
+
+    `members` are those who may be of the family: the processes of the container, among the thousands of a host.
 
     A process that has left both the session and its parent cannot be told from the container's own. Raises Unavailable
     if some survive.
@@ -54,7 +57,7 @@ def kill_family(leader: int) -> None:
     family = {leader}
 
     def look() -> set[int]:
-        alive = _family(family)
+        alive = _family(family, members())
         family.update(alive)  # a child that is seen only after its parent died is known by its session
         for pid in alive:
             with contextlib.suppress(ProcessLookupError):
@@ -65,10 +68,10 @@ def kill_family(leader: int) -> None:
         raise Unavailable(f"cannot kill processes {sorted(left)}: they survive SIGKILL; are they stuck in I/O?")
 
 
-def _family(known: set[int]) -> set[int]:
+def _family(known: set[int], candidates: Collection[int]) -> set[int]:
     """The living processes among `known`, their descendants, and the members of the sessions they lead."""
     parents: dict[int, tuple[int, int]] = {}
-    for pid in pids():
+    for pid in candidates:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] not in {"Z", "X"}:

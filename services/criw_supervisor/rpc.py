@@ -4,7 +4,7 @@ Calls that are not here yet answer UNIMPLEMENTED. The door adds the other agents
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from grpclib.const import Handler
 
@@ -18,17 +18,21 @@ from criw_supervisor.runtimes.handlers import Handlers
 
 RUNTIME_NAME = "criw"
 KUBELET_API = "0.1.0"
+_TOLD = 5  # of what is not finished; all of it is in the verbose answer
 
 
 class RuntimeRpc(cri.RuntimeServiceBase):
     def __init__(
-        self, section: SupervisorSection, places: Places, handlers: Handlers, network: Network, faces: Sequence[Face]
-    ) -> None:
+        self, section: SupervisorSection, places: Places, handlers: Handlers, network: Network, faces: Sequence[Face],
+        failed: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        """`failed` says why something could not be undone or given back yet, by what that is."""
         self._section = section
         self._places = places
         self._handlers = handlers
         self._network = network
         self._faces = faces
+        self._failed = failed
 
     def __mapping__(self) -> dict[str, Handler]:
         mapping = super().__mapping__()
@@ -50,9 +54,15 @@ class RuntimeRpc(cri.RuntimeServiceBase):
             reason="" if ready else "NoRuntimeHandlerWorks",
             message="" if ready else f"no OCI runtime works on this host ({why}); install runc or crun",
         )
+        conditions = [condition]
+        if self._failed:
+            told = "; ".join(f"{what}: {why}" for what, why in list(self._failed.items())[:_TOLD])
+            conditions.append(
+                cri.RuntimeCondition(type="NothingUnfinished", status=False, reason="CannotFinishYet", message=told)
+            )
         names = ["", *self._handlers.working] if ready else list(self._handlers.working)
         return cri.StatusResponse(
-            status=cri.RuntimeStatus(conditions=[condition]),
+            status=cri.RuntimeStatus(conditions=conditions),
             runtime_handlers=[cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures()) for name in names],
             features=cri.RuntimeFeatures(supplemental_groups_policy=True),
             info=self._verbose() if message.verbose else {},
@@ -62,6 +72,7 @@ class RuntimeRpc(cri.RuntimeServiceBase):
         config = self._section.model_dump(mode="json") | {"stateDir": str(self._places.run)}
         return {
             "config": json.dumps(config),
+            "unfinished": json.dumps(dict(self._failed)),
             "handlers": json.dumps({"default": self._handlers.default, "broken": self._handlers.broken}),
         }
 

@@ -209,7 +209,8 @@ def suppress_errno(*numbers: int) -> Iterator[None]:
 async def in_fresh_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread of its own that ends with it, so that it may change its namespaces or directory.
 
-    Cancelling the caller does not stop the thread; its result is dropped then.
+    Cancelling the caller drops the result, but not before the thread has ended: whoever undoes what it does comes after
+    it.
     """
     outcome: Future[T] = Future()
 
@@ -220,4 +221,13 @@ async def in_fresh_thread(work: Callable[[], T]) -> T:
             outcome.set_exception(err)
 
     threading.Thread(target=body, name="fresh", daemon=True).start()
-    return await asyncio.shield(asyncio.wrap_future(outcome))
+    ending = asyncio.wrap_future(outcome)
+    cancelled: asyncio.CancelledError | None = None
+    while not ending.done():
+        try:
+            await asyncio.wait({ending})
+        except asyncio.CancelledError as err:
+            cancelled = err
+    if cancelled is not None:
+        raise cancelled from ending.exception()
+    return ending.result()

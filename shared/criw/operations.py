@@ -30,13 +30,20 @@ class Operations:
         """Start `work` under `key`, or join the one that runs under it, and await its result."""
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(work(), name=key)
+            task = asyncio.create_task(self._work(key, work), name=key)
             self._running[key] = task
-            task.add_done_callback(self._forget)
+            task.add_done_callback(self._ended)
         return cast("T", await asyncio.shield(task))
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        del self._running[task.get_name()]
+    async def _work(self, key: str, work: Work[T]) -> T:
+        try:
+            return await work()
+        finally:
+            del self._running[key]  # not in a callback, which comes later: what has ended is not to be joined
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if self._running.get(task.get_name()) is task:  # it was cancelled before it began
+            del self._running[task.get_name()]
         if not task.cancelled() and (err := task.exception()) is not None:
             # Retrieved here, so that an error whose caller left is told once instead of as "never retrieved".
             log.debug("operation failed", extra={"operation": task.get_name(), "error": str(err)})

@@ -19,6 +19,7 @@ from criw.operations import run_to_end
 
 _MESSAGE_LIMIT: Final = 2000
 _CHUNK: Final = 65536
+_OUTPUT_LIMIT: Final = 1024 * 1024
 _KILL_LIMIT_S: Final = 10.0
 
 
@@ -51,7 +52,7 @@ async def run(
     """Run a program to its end. If the caller is cancelled or `timeout_s` passes it is killed and reaped.
 
     Killed with it is whatever it started that has not made a session of its own. Output that is sent to a descriptor of
-    the caller's is empty in the result.
+    the caller's is empty in the result; of what is more than a mebibyte the end is kept.
 
     Raises FailedPrecondition if there is no such program, DeadlineExceeded after `timeout_s`.
     """
@@ -121,17 +122,19 @@ async def _ended(process: subprocess.Popen[bytes]) -> None:
 
 
 async def _read(pipe: IO[bytes] | None) -> bytes:
-    """All that comes out of a pipe until its last writer closes it."""
+    """What comes out of a pipe until its last writer closes it; its last part if it is a lot."""
     if pipe is None:
         return b""
     loop, fd = asyncio.get_running_loop(), pipe.fileno()
-    chunks: list[bytes] = []
+    kept = bytearray()
     os.set_blocking(fd, False)
     while True:
         await _ready(fd, loop.add_reader, loop.remove_reader)
         if not (chunk := os.read(fd, _CHUNK)):
-            return b"".join(chunks)
-        chunks.append(chunk)
+            return bytes(kept[-_OUTPUT_LIMIT:])
+        kept += chunk
+        if len(kept) > 2 * _OUTPUT_LIMIT:
+            del kept[:-_OUTPUT_LIMIT]
 
 
 async def _write(pipe: IO[bytes] | None, data: bytes) -> None:

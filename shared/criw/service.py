@@ -32,6 +32,7 @@ from criw.privileges import Identity, death_signal_kept, identity_of
 from criw.rpc.server import Servable, Server
 
 logger = logging.getLogger(__name__)
+_OOM_SCORE: Final = -999
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
 C = TypeVar("C", bound=Common)
 _PASSING: Final = (DeadlineExceeded, ResourceExhausted, Unavailable)
@@ -109,8 +110,21 @@ def _prepared(agent: AgentName, settings: Common, instance: int) -> Iterator[soc
                 listener = _own_socket(agent, settings, path, identity)
                 opened.enter_context(taken_away(path))
             opened.enter_context(listener)
+            _be_spared(Path("/proc/self/oom_score_adj"))
             identity.become()
         yield listener
+
+
+def _be_spared(score: Path) -> None:
+    """Have the kernel kill others first when memory runs out, whatever pods are guaranteed (-997 by the kubelet).
+
+    Children inherit it: containers are given a score of their own, and so is the storage agent's worker.
+    """
+    if int(score.read_text()) > _OOM_SCORE:
+        try:
+            score.write_text(str(_OOM_SCORE))
+        except PermissionError:
+            logger.debug("the kernel may kill this process when memory runs out: it lacks CAP_SYS_RESOURCE")
 
 
 def _own_socket(agent: AgentName, settings: Common, path: Path, identity: Identity) -> socket.socket:

@@ -2,7 +2,8 @@
 
 A database belongs to one agent (several image agents share theirs); no other reads it. Every change is one
 transaction. Crash safety is this: `commit()` returns after the transaction is in the write-ahead log, which a killed
-process cannot lose. All SQLite work happens in one thread per store, off the event loop.
+process cannot lose. All SQLite work happens in one thread per store, off the event loop. A file beside it keeps space
+for deleting on a full disk (`criw.reserve`): who has freed something can say so.
 """
 
 import asyncio
@@ -17,9 +18,12 @@ from typing import ClassVar, Final, TypeVar
 import pydantic.dataclasses  # noqa: F401 — pydantic imports it when it first reads JSON: see `criw.service`
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
+from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, Fault, ResourceExhausted, Unavailable
+from criw.reserve import Reserve
 
 SCHEMA_VERSION: Final = 1
+# What SQLite says on a full disk: the second of a file that cannot grow (-shm), the third of one that cannot be made.
+_FOR_WANT_OF_SPACE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _BUSY_TIMEOUT_S: Final = 10.0
 _BUSY_PAUSE_S: Final = 0.01
 _SCHEMA: Final = """
@@ -47,9 +51,10 @@ T = TypeVar("T")
 class Store:
     """Use `open_store()`; an instance is good until that block is left."""
 
-    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, database: sqlite3.Connection, thread: ThreadPoolExecutor, reserve: Reserve) -> None:
         self._database = database
         self._thread = thread
+        self._reserve = reserve
 
     async def _run(self, work: Callable[[], T]) -> T:
         # Shielded: a cancelled caller must not be told "cancelled" about a transaction that then commits halfway
@@ -57,12 +62,10 @@ class Store:
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
             return await asyncio.shield(future)
-        except sqlite3.OperationalError as err:
-            if "full" in str(err):
-                raise ResourceExhausted(
-                    "cannot save state: no space left on the device; free some and try again"
-                ) from err
-            raise
+        except sqlite3.DatabaseError as err:
+            if (fault := _fault_of(err)) is None:
+                raise
+            raise fault from err
 
     async def get(self, kind: type[R], record_id: str) -> R | None:
         """The record, or None."""
@@ -101,7 +104,8 @@ class Store:
     ) -> None:
         """Change several records in one transaction: `delete`, then `create` (must be new), then `put` (new or not).
 
-        Deleting what is not there is a success. Raises AlreadyExists, changing nothing, if one to create exists.
+        Deleting what is not there is a success. Raises AlreadyExists, changing nothing, if one to create exists;
+        ResourceExhausted on a full disk, where only deleting goes on for a while; Unavailable if the disk fails.
         """
         rows = [(type(r).kind, r.id, r.model_dump_json()) for r in put]
         fresh = [(type(r).kind, r.id, r.model_dump_json()) for r in create]
@@ -118,7 +122,18 @@ class Store:
                         raise AlreadyExists(f"cannot create {row[0]} {row[1]}: it exists") from err
                 self._database.executemany("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", rows)
 
-        await self._run(write)
+        def free() -> None:
+            while True:
+                try:
+                    write()
+                except sqlite3.OperationalError as err:
+                    if _code(err) not in _FOR_WANT_OF_SPACE or not self._reserve.give():
+                        raise
+                else:
+                    self._reserve.keep()
+                    return
+
+        await self._run(write if rows or fresh else free)
 
     async def put(self, *records: Record) -> None:
         """Save records, new or not, in one transaction."""
@@ -137,18 +152,46 @@ def _load(kind: type[R], record_id: str, document: str) -> R:
         raise DataLoss(f"cannot read {kind.kind} {record_id} from the store: {problems}") from err
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    with contextlib.ExitStack() as undo:
-        try:
-            database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            undo.callback(database.close)
-            _prepare(database, path)
-        except sqlite3.OperationalError as err:
-            raise FailedPrecondition(f"cannot open {path}: {err}") from err
-        except sqlite3.DatabaseError as err:
-            raise DataLoss(f"cannot use {path}: {err}; restore it or put it aside") from err
-        undo.pop_all()
-        return database
+def _code(err: sqlite3.DatabaseError) -> int:
+    """SQLite's primary result code; 0 for an error of the module itself."""
+    return int(getattr(err, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _fault_of(err: sqlite3.DatabaseError) -> Fault | None:
+    """A fault for what the machine's state is to blame for; None for our own mistakes."""
+    match _code(err):
+        case sqlite3.SQLITE_FULL:
+            return ResourceExhausted("cannot save state: no space left on the device; free some and try again")
+        case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_BUSY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+            return Unavailable(f"cannot read or save state: {err}; is the disk full or failing?")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return DataLoss(f"cannot read or save state: {err}; restore the database or put it aside")
+    return None
+
+
+def _connect(path: Path, reserve: Reserve) -> sqlite3.Connection:
+    while True:
+        with contextlib.ExitStack() as undo:
+            try:
+                database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+                undo.callback(database.close)
+                _prepare(database, path)
+            except sqlite3.OperationalError as err:
+                if _code(err) in _FOR_WANT_OF_SPACE and reserve.give():
+                    continue
+                if _code(err) == sqlite3.SQLITE_FULL:
+                    raise ResourceExhausted(f"cannot open {path}: no space left on the device; free some") from err
+                raise FailedPrecondition(f"cannot open {path}: {err}") from err
+            except sqlite3.DatabaseError as err:
+                raise DataLoss(f"cannot use {path}: {err}; restore it or put it aside") from err
+            undo.pop_all()
+            return database
+
+
+def _open(path: Path, reserve: Reserve) -> sqlite3.Connection:
+    database = _connect(path, reserve)
+    reserve.keep()
+    return database
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
@@ -184,8 +227,9 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
     opened.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="store") as thread:
-        database = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+        reserve = Reserve(path.with_name(f"{path.name}-reserve"))
+        database = await asyncio.get_running_loop().run_in_executor(thread, _open, path, reserve)
         try:
-            yield Store(database, thread)
+            yield Store(database, thread, reserve)
         finally:
             await asyncio.get_running_loop().run_in_executor(thread, database.close)

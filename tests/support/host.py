@@ -70,7 +70,7 @@ def rules(crew: Traced) -> list[str]:
 
 def files(crew: Traced) -> list[str]:
     """State that belongs to a pod, a container or an image. Locks, databases and empty directories may stay."""
-    kept = (".lock", ".db", ".db-wal", ".db-shm", ".sock")
+    kept = (".lock", ".db", ".db-wal", ".db-shm", ".db-reserve", ".sock")
     found = []
     for root in (crew.config.root, crew.config.run):
         for directory, _, names in os.walk(root):  # not rglob: what the crew removes meanwhile is no error

@@ -23,10 +23,13 @@ from criw_supervisor.ledger.places import Places
 from criw_supervisor.ledger.pod import Pod
 from criw_supervisor.oci.document import Host
 from criw_supervisor.oci.resources import OomScore
+from criw_supervisor.pods import namespaces, stop
 from criw_supervisor.pods.pods import Pods
 from criw_supervisor.pods.request import PodPlan
 from criw_supervisor.pods.request import plan as pod_plan
 from criw_supervisor.pods.run import RunPod
+from criw_supervisor.recovery.reconcile import Reconcile
+from criw_supervisor.recovery.start import Recovery
 from criw_supervisor.recovery.unfinished import Unfinished
 from criw_supervisor.runtimes.handlers import Handlers
 from support.fake_agents import NAME, FakeAgents, running_fakes
@@ -36,13 +39,19 @@ PARENT = "/criw"
 
 
 class FakeKernel:
-    """Mounts as a set of paths; namespaces are made without a trace. `fail[call]` is raised by its next call."""
+    """Mounts as a set of paths; namespaces are made without a trace, and are there but for those `gone`.
+
+    `fail[call]` is raised by its next call.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.mounts: set[str] = set()
         self.fail: dict[str, OSError] = {}
+        self.gone: set[str] = set()
         for name in ("unshare", "sethostname", "mount", "umount2"):
             patch.setattr(kernel, name, getattr(self, name))
+        for module in (stop, namespaces):
+            patch.setattr(module, "is_pinned", lambda handle: os.fspath(handle) not in self.gone)
 
     def _may_fail(self, call: str) -> None:
         if (fault := self.fail.pop(call, None)) is not None:
@@ -65,22 +74,42 @@ class FakeKernel:
 class Rooms:
     """Use `running_rooms()`."""
 
-    def __init__(self, directory: Path, store: Store, agents: FakeAgents, patch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, directory: Path, store: Store, agents: FakeAgents, patch: pytest.MonkeyPatch, tasks: asyncio.TaskGroup
+    ) -> None:
         self._directory = directory
+        self._tasks = tasks
         self.kernel = FakeKernel(patch)
         self.agents = agents
-        self.ledger = Ledger(store, Places(directory / "run"))
         hierarchy = directory / "cgroup"
         hierarchy.mkdir()
         self.cgroups = Cgroups(hierarchy, [hierarchy], {}, v2=True)
-        self.handler = FakeHandler(self.ledger.places)
+        places = Places(directory / "run")
+        self.handler = FakeHandler(places)
+        self._build(Ledger(store, places))
+
+    def _build(self, ledger: Ledger) -> None:
+        self.ledger, agents = ledger, self.agents
         handlers = Handlers({"fake": self.handler}, {}, "fake")
         host = Host(cgroup_v2=True, swap=False, held=frozenset(), oom_score=OomScore(may_lower=True), pids_limit=0)
         self.create = CreateContainer(self.ledger, handlers, agents.ask_images, agents.ask_storage, host)
         self.containers = Containers(self.ledger, handlers, agents.ask_storage, self.create, host)
-        self.run = RunPod(self.ledger, handlers, self.cgroups, agents.ask_network, cgroup_parent=PARENT)
-        self.pods = Pods(self.ledger, self.cgroups, self.containers, agents.ask_network, self.run, cgroup_parent=PARENT)
+        self.run = RunPod(self.ledger, handlers, self.cgroups, agents.ask_network)
+        self.pods = Pods(self.ledger, self.cgroups, self.containers, agents.ask_network, self.run)
         self.unfinished = Unfinished(self.ledger, {"pod": self.run.undo, "container": self.create.undo})
+        self.recovery = Recovery(self.ledger, handlers, self.cgroups, self.pods, self.containers, cgroup_parent=PARENT)
+        self.reconcile = Reconcile(self.ledger, agents.ask_storage, agents.ask_network, self.pods)
+        ends = Ends(self.ledger, self.pods, self.containers, self._tasks)
+        self._watching = self._tasks.create_task(ends.watch(self.handler))
+
+    async def restart(self) -> None:
+        """What a supervisor that is killed and started again does: all of its memory is gone."""
+        self.stop()
+        self._build(Ledger(self.ledger.store, self.ledger.places))
+        await self.recovery.run(self.unfinished)
+
+    def stop(self) -> None:
+        self._watching.cancel()
 
     async def run_pod(self) -> Pod:
         return self.ledger.pods.find(await self.pods.run(pod_request()))
@@ -123,12 +152,13 @@ def container_request(pod: Pod) -> ContainerPlan:
 @contextlib.asynccontextmanager
 async def running_rooms(directory: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[Rooms]:
     """The rooms, with what they need in `directory`."""
-    async with open_store(directory / "supervisor.db") as store, running_fakes(directory) as agents:
-        rooms = Rooms(directory, store, agents, patch)
-        async with asyncio.TaskGroup() as tasks:
-            ends = Ends(rooms.ledger, rooms.pods, rooms.containers, tasks)
-            watching = tasks.create_task(ends.watch(rooms.handler))
-            yield rooms
-            await rooms.pods.drain()
-            await rooms.containers.drain()
-            watching.cancel()
+    async with (
+        open_store(directory / "supervisor.db") as store,
+        running_fakes(directory) as agents,
+        asyncio.TaskGroup() as tasks,
+    ):
+        rooms = Rooms(directory, store, agents, patch, tasks)
+        yield rooms
+        await rooms.pods.drain()
+        await rooms.containers.drain()
+        rooms.stop()

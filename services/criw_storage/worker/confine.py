@@ -35,6 +35,9 @@ def confine(target: str, *, max_file_bytes: int) -> None:
     the agent. Raises OSError if the kernel refuses a step.
     """
     _die_with_parent()
+    with open("/proc/self/oom_score_adj", "r+") as score:  # noqa: PTH123 — importing `pathlib` takes long
+        if int(score.read()) < 0:  # the agent's, for the agent alone
+            score.write("0")
     _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWPID | _CLONE_NEWNET | _CLONE_NEWIPC), "unshare")
     child = os.fork()  # without a PID namespace, root may signal any process of root
     if child:

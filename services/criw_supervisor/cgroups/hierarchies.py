@@ -6,19 +6,21 @@ Version 2 is one hierarchy at /sys/fs/cgroup; version 1, hybrid included, is one
 
 import contextlib
 import errno
+import functools
 import os
-import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 from criw import mountinfo
-from criw.errors import Unavailable
+from criw.errors import InvalidArgument, ResourceExhausted, Unavailable
 from criw.kernel import suppress_errno
 from criw.operations import until_gone
+from criw_supervisor.cgroups import killing
 
 ROOT: Final = Path("/sys/fs/cgroup")
 _BUSY_LIMIT_S: Final = 5.0
+_MAKE_ATTEMPTS: Final = 20
 _V1_CONTROLLERS: Final = frozenset(
     {"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
      "hugetlb", "rdma", "misc"}
@@ -43,10 +45,6 @@ class Cgroups:
         mounted = self._root if self.v2 else self.controllers.get(controller)
         return None if mounted is None else mounted / cgroup.lstrip("/")
 
-    def exists(self, cgroup: str) -> bool:
-        """Whether any hierarchy has the cgroup."""
-        return any((root / cgroup.lstrip("/")).is_dir() for root in self._hierarchies)
-
     def children(self, cgroup: str) -> set[str]:
         """Names of the cgroups directly below, in any hierarchy."""
         found: set[str] = set()
@@ -56,15 +54,33 @@ class Cgroups:
                 found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
         return found
 
-    def create(self, cgroup: str) -> None:
-        """Make a cgroup in every hierarchy that lacks it."""
+    def tops(self, cgroup: str, *, ours: Callable[[], Collection[str]]) -> tuple[str, ...]:
+        """In each hierarchy the topmost directory of the cgroup's path that is not there yet, or is one of `ours`.
+
+        It is what `create` would make, with all below it, and what `remove_empty` may take away again.
+        """
+        found, ours = [], functools.cache(ours)
         for root in self._hierarchies:
-            directory = root / cgroup.lstrip("/")
-            while not directory.is_dir():
-                with contextlib.suppress(FileNotFoundError, FileExistsError):  # the parent came or went meanwhile
-                    directory.mkdir(parents=True)
-                if not self.v2 and root == self.controllers.get("cpuset"):
-                    _inherit_cpuset(root, directory)
+            for directory in _path(root, cgroup):
+                if not directory.exists() or os.fspath(directory) in ours():
+                    found.append(os.fspath(directory))
+                    break
+        return tuple(found)
+
+    def create(self, cgroup: str) -> None:
+        """Make a cgroup in every hierarchy that lacks it.
+
+        Raises InvalidArgument for a path that cannot be one, ResourceExhausted if the kernel allows no more cgroups.
+        """
+        for root in self._hierarchies:
+            path = _path(root, cgroup)
+            for _ in range(_MAKE_ATTEMPTS):
+                if all(_make(directory, cgroup) for directory in path):
+                    break
+            else:
+                raise Unavailable(f"cannot make cgroup {cgroup}: its parents are being removed; try again")
+            if not self.v2 and root == self.controllers.get("cpuset"):
+                _inherit_cpuset(root, root / cgroup.lstrip("/"))
 
     def remove(self, cgroup: str) -> None:
         """Remove a cgroup with its (empty) children. Raises Unavailable if processes stay in it."""
@@ -74,37 +90,50 @@ class Cgroups:
                 for below, _, _ in os.walk(directory, topdown=False):
                     _rmdir(Path(below))
 
-    def remove_empty(self, cgroup: str, *, upto: str) -> None:
-        """Remove a cgroup where nothing is in it, then its parents up to and with `upto` likewise."""
+    def remove_empty(self, cgroup: str, tops: Collection[str]) -> None:
+        """Remove a cgroup where nothing is in it, then its parents likewise up to the one of `tops` above it.
+
+        Hierarchies without one of them are left as they are.
+        """
         for root in self._hierarchies:
-            directory, top = root / cgroup.lstrip("/"), root / upto.lstrip("/")
-            for one in (directory, *directory.parents):
-                if one == root or (one != directory and not one.is_relative_to(top)):
-                    break
+            path = _path(root, cgroup)
+            first = next((n for n, directory in enumerate(path) if os.fspath(directory) in tops), len(path))
+            for directory in reversed(path[first:]):
                 with suppress_errno(errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
-                    one.rmdir()
+                    directory.rmdir()
 
     def processes(self, cgroup: str) -> set[int]:
         """Processes in the cgroup and below it, in any hierarchy."""
-        found: set[int] = set()
-        for root in self._hierarchies:
-            for below, _, _ in os.walk(root / cgroup.lstrip("/")):
-                with suppress_errno(errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
-                    found.update(int(pid) for pid in (Path(below) / "cgroup.procs").read_text().split())
-        return found
+        return set().union(*(killing.members(top) for top in self.directories(cgroup)))
 
     def kill(self, cgroup: str) -> None:
         """SIGKILL everything in the cgroup until nothing is left. Raises Unavailable after some seconds."""
+        tops, seen = self.directories(cgroup), self.processes(cgroup)
 
         def look() -> set[int]:
             pids = self.processes(cgroup)
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            forks = not pids <= seen
+            seen.update(pids)
+            if pids:
+                for top in tops if forks else ():
+                    killing.freeze(top)
+                for top in tops:
+                    killing.kill_members(top)
+                for top in tops:
+                    killing.thaw(top)
             return pids
 
         if left := until_gone(_BUSY_LIMIT_S, look):
             raise Unavailable(f"cannot kill the processes {sorted(left)} of cgroup {cgroup}; try again")
+
+    def thaw(self, cgroup: str) -> None:
+        """Have nothing in the cgroup or below it be frozen."""
+        for top in self.directories(cgroup):
+            killing.thaw(top)
+
+    def directories(self, cgroup: str) -> list[Path]:
+        """The cgroup's directory in each hierarchy, there or not."""
+        return [root / cgroup.lstrip("/") for root in self._hierarchies]
 
     def oom_kills(self, cgroup: str) -> int:
         """How many processes of the cgroup the kernel has killed for want of memory."""
@@ -134,6 +163,30 @@ def parse(text: bytes, root: Path = ROOT) -> Cgroups:
 def of_host() -> Cgroups:
     """The hierarchies of this host, as mounted now."""
     return parse(Path("/proc/self/mountinfo").read_bytes())
+
+
+def _path(root: Path, cgroup: str) -> list[Path]:
+    """The directories of a cgroup's path in one hierarchy, from the top and without the root."""
+    parts = [part for part in cgroup.split("/") if part]
+    return [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+
+
+def _make(directory: Path, cgroup: str) -> bool:
+    """Make one directory of a cgroup's path, if it is not there. False if its parent went with the last pod in it."""
+    try:
+        directory.mkdir()
+    except FileExistsError as err:
+        if directory.exists() and not directory.is_dir():
+            raise InvalidArgument(f"cannot make cgroup {cgroup}: {directory} is a file; give another path") from err
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        if err.errno in {errno.ENOTDIR, errno.EINVAL, errno.ENAMETOOLONG}:
+            raise InvalidArgument(f"cannot make cgroup {cgroup}: {err.strerror}; give another path") from err
+        if err.errno == errno.EAGAIN:  # cgroup.max.descendants or cgroup.max.depth
+            raise ResourceExhausted(f"cannot make cgroup {cgroup}: the kernel allows no more; remove some") from err
+        raise
+    return True
 
 
 def _inherit_cpuset(root: Path, directory: Path) -> None:

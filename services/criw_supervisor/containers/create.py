@@ -53,7 +53,6 @@ class CreateContainer:
                 what="container",
                 runtime=handler.name,
                 cgroup=f"{pod.record.cgroup}/{plan.id}",
-                owns_cgroup=True,
             )
             async with self._ledger.making(intent, self.undo) as making:
                 record = await self._make(pod, plan, handler, Task(plan.id, intent.cgroup))

@@ -1,11 +1,13 @@
 """What there is: pods and containers, in the store and in memory as a copy of it. Nothing else writes either."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
-from criw.errors import Fault
+from criw.errors import Fault, ResourceExhausted, Unavailable
 from criw.locks import KeyedLocks
 from criw.operations import run_to_end
 from criw.store import Record, Store
@@ -26,6 +28,10 @@ class _Kept(Protocol[R]):
     """A pod or a container."""
 
     def update(self, record: R) -> None: ...
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
 
 
 class Making:
@@ -57,7 +63,10 @@ class Ledger:
         self.names = KeyedLocks()  # of what is being made
         self.pod_locks = KeyedLocks()  # taken before any container's
         self.container_locks = KeyedLocks()
+        self.unwritten: dict[str, Callable[[], Awaitable[None]]] = {}  # changes a full disk has not taken yet
+        self._writing = KeyedLocks()
         self._making: set[str] = set()
+        self._undoing: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
 
     # --- what is made
@@ -75,20 +84,35 @@ class Ledger:
             await self.store.commit(create=[intent])
             yield making
         finally:
-            if not making.committed:
-                await self._undo(intent, undo)
-            else:
+            if making.committed:
                 del self.unfinished[intent.id]
-            self._making.discard(intent.id)
+                self._making.discard(intent.id)
+            else:
+                await self._undo_within_limit(intent, undo)
+
+    async def _undo_within_limit(self, intent: IntentRecord, undo: Undo) -> None:
+        """Wait for the undoing, not for ever; it goes on, and nobody else works on it before it has ended."""
+        undoing = asyncio.create_task(self._undo(intent, undo), name=f"undo {intent.id}")
+        self._undoing.add(undoing)
+        undoing.add_done_callback(self._undoing.discard)
+        try:
+            await run_to_end(_end_of(undoing), limit_s=UNDO_LIMIT_S)
+        except TimeoutError:  # the cause of the undoing is what the caller must read
+            log.warning("undoing takes long", extra={"what": intent.what, "id": intent.id})
 
     async def _undo(self, intent: IntentRecord, undo: Undo) -> None:
         try:
-            await run_to_end(self.undone(intent, undo), limit_s=UNDO_LIMIT_S)
-        except (Fault, OSError) as err:  # the cause of the undoing is what the caller must read
+            await self.undone(intent, undo)
+        except (Fault, OSError) as err:  # as above; it is tried again
             log.warning(
                 "cannot undo what was not finished yet",
                 extra={"what": intent.what, "id": intent.id, "error": str(err)},
             )
+        finally:
+            self._making.discard(intent.id)
+            self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -103,7 +127,7 @@ class Ledger:
         return [intent for intent in self.unfinished.values() if intent.id not in self._making]
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called whenever something was not finished: another agent may hold a part of it."""
+        """Have `listener` called when something was not finished or written; another agent may hold a part of it."""
         self._listeners.append(listener)
 
     # --- what is there
@@ -126,19 +150,42 @@ class Ledger:
             self.containers.add(Container(record))
 
     async def save(self, item: _Kept[R], record: R) -> None:
-        """Replace the record of a pod or container."""
-        await self.store.put(record)
+        """Replace the record of a pod or container. It is so from now on, also while a full disk does not take it."""
         item.update(record)
+        await self._write(record, partial(self.store.put, record))
 
     async def forget(self, item: Pod | Container) -> None:
-        """Delete the record of a pod or container of which nothing is left."""
-        await self.store.delete(item.record)
+        """Delete the record of a pod or container of which nothing is left; as `save` on a full disk."""
+        await self._write(item.record, partial(self.store.delete, item.record))
         if isinstance(item, Pod):
             self.pods.discard(item.id)
         elif item.record.infra:
             self.infra.pop(item.record.pod_id, None)
         else:
             self.containers.discard(item.id)
+
+    async def _write(self, record: Record, write: Callable[[], Awaitable[None]]) -> None:
+        key = f"{record.kind} {record.id}"
+        async with self._writing.hold(key):  # what is written later must not be written over by what came before
+            try:
+                await write()
+            except (ResourceExhausted, Unavailable) as err:
+                log.warning(
+                    "cannot save yet what is so", extra={"what": record.kind, "id": record.id, "error": str(err)}
+                )
+                self.unwritten[key] = write
+            else:
+                self.unwritten.pop(key, None)
+        if key in self.unwritten:
+            self._tell()
+
+    async def write_rest(self) -> None:
+        """Write what could not be written yet. Raises the fault of what still cannot."""
+        for key in list(self.unwritten):
+            async with self._writing.hold(key):
+                if (write := self.unwritten.get(key)) is not None:
+                    await write()
+                    del self.unwritten[key]
 
     # --- what is found
 

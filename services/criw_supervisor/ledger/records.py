@@ -28,7 +28,7 @@ class PodRecord(_Bytes):
     netns: str  # "" on the host's network
     ips: tuple[str, ...]
     cgroup: str  # the pod's cgroup, from the root of each hierarchy
-    owns_cgroup: bool  # made by us, so removed by us
+    owned: tuple[str, ...]  # its topmost directory in each hierarchy that was made for pods: goes with the last
 
     def moved(self, to: PodState, **changes: object) -> "PodRecord":
         """The record in its next state. Raises FailedPrecondition for a step the table does not have."""
@@ -78,4 +78,4 @@ class IntentRecord(Record):
     what: Literal["pod", "container"]
     runtime: str
     cgroup: str  # of the pod or container
-    owns_cgroup: bool
+    owned: tuple[str, ...] = ()  # of a pod: as in its record

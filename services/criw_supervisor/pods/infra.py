@@ -22,6 +22,7 @@ from criw_supervisor.runtimes.handler import Handler, Launch, Task
 INIT: Final = "catatonit"
 _SIGKILL: Final = 9
 _NOBODY: Final = 65534
+_OOM_SCORE: Final = -998  # it holds the whole pod; none that this process may not set
 
 
 async def launch(handler: Handler, places: Places, pod: PodRecord) -> ContainerRecord:
@@ -80,6 +81,7 @@ def _document(program: Path, root: Path, cgroup: str, namespaces: dict[str, str]
             "env": [],
             "cwd": "/",
             "noNewPrivileges": True,
+            "oomScoreAdj": max(_OOM_SCORE, int(Path("/proc/self/oom_score_adj").read_text())),
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},

@@ -1,5 +1,7 @@
 """The operations on pod sandboxes: each runs once at a time, outlives its caller, and is joined by a second one."""
 
+import asyncio
+
 from criw.operations import Operations
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.containers.containers import Containers
@@ -9,20 +11,16 @@ from criw_supervisor.peers.network import Network
 from criw_supervisor.pods.remove import remove
 from criw_supervisor.pods.request import PodPlan
 from criw_supervisor.pods.run import RunPod
-from criw_supervisor.pods.stop import lose, stop
+from criw_supervisor.pods.stop import is_whole, lose, stop
 
 
 class Pods:
-    def __init__(
-        self, ledger: Ledger, cgroups: Cgroups, containers: Containers, network: Network, run: RunPod, *,
-        cgroup_parent: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, ledger: Ledger, cgroups: Cgroups, containers: Containers, network: Network, run: RunPod) -> None:
         self._ledger = ledger
         self._cgroups = cgroups
         self._containers = containers
         self._network = network
         self._run = run
-        self._cgroup_parent = cgroup_parent
         self._operations = Operations()
 
     async def drain(self) -> None:
@@ -47,14 +45,14 @@ class Pods:
 
     async def _stop_and_remove(self, pod: Pod) -> None:
         await self.stop(pod)
-        await remove(
-            pod,
-            ledger=self._ledger,
-            containers=self._containers,
-            cgroups=self._cgroups,
-            cgroup_parent=self._cgroup_parent,
-        )
+        await remove(pod, ledger=self._ledger, containers=self._containers, cgroups=self._cgroups)
 
     async def lose(self, pod: Pod) -> None:
         """Record that the sandbox is broken for good."""
         await lose(pod, ledger=self._ledger)
+
+    async def lose_broken(self) -> None:
+        """Record which ready sandboxes have lost a namespace or their infra process (a reboot takes them)."""
+        ready = [pod for pod in self._ledger.pods if pod.ready]
+        for pod in await asyncio.to_thread(lambda: [one for one in ready if not is_whole(one, self._ledger)]):
+            await self.lose(pod)

@@ -1,6 +1,7 @@
 """RunPodSandbox: network, namespaces, cgroup, files and, where PIDs are shared, the infra container."""
 
 import asyncio
+import itertools
 import logging
 import time
 from functools import partial
@@ -26,16 +27,11 @@ _REMOTE_UNDO_LIMIT_S: Final = 10.0
 
 
 class RunPod:
-    """`cgroup_parent` is where pods are whose request names no cgroup."""
-
-    def __init__(
-        self, ledger: Ledger, handlers: Handlers, cgroups: Cgroups, network: Network, *, cgroup_parent: str
-    ) -> None:
+    def __init__(self, ledger: Ledger, handlers: Handlers, cgroups: Cgroups, network: Network) -> None:
         self._ledger = ledger
         self._handlers = handlers
         self._cgroups = cgroups
         self._network = network
-        self._cgroup_parent = cgroup_parent
 
     async def run(self, plan: PodPlan) -> str:
         """Make the pod; its id, which is another's if the same request was carried out before.
@@ -46,9 +42,8 @@ class RunPod:
             if (existing := self._ledger.pod_named(plan.name)) is not None:
                 return _same_or_refuse(existing, plan)
             handler = self._handlers.get(plan.runtime_handler)
-            intent = IntentRecord(
-                id=plan.id, what="pod", runtime=handler.name, cgroup=plan.cgroup, owns_cgroup=self._is_ours(plan.cgroup)
-            )
+            owned = await asyncio.to_thread(self._cgroups.tops, plan.cgroup, ours=self._owned)
+            intent = IntentRecord(id=plan.id, what="pod", runtime=handler.name, cgroup=plan.cgroup, owned=owned)
             async with self._ledger.pod_locks.hold(plan.id), self._ledger.making(intent, self.undo) as making:
                 record = await self._make(plan, handler, intent)
                 if plan.infra:
@@ -59,11 +54,10 @@ class RunPod:
                     await making.commit(record)
         return plan.id
 
-    def _is_ours(self, cgroup: str) -> bool:
-        """Whether a pod's cgroup is ours to make, and to remove with the last pod that is in it."""
-        return not self._cgroups.exists(cgroup) or any(
-            pod.record.cgroup == cgroup and pod.record.owns_cgroup for pod in self._ledger.pods
-        )
+    def _owned(self) -> set[str]:
+        """The topmost cgroup directories that were made for pods: whoever shares one with others may be its last."""
+        pods = (pod.record.owned for pod in self._ledger.pods)
+        return set(itertools.chain(*pods, *(intent.owned for intent in list(self._ledger.unfinished.values()))))
 
     async def _make(self, plan: PodPlan, handler: Handler, intent: IntentRecord) -> PodRecord:
         files = self._ledger.places.pod(plan.id)
@@ -85,7 +79,7 @@ class RunPod:
             netns=attached.netns,
             ips=attached.ips,
             cgroup=plan.cgroup,
-            owns_cgroup=intent.owns_cgroup,
+            owned=intent.owned,
         )
 
     async def _attach(self, plan: PodPlan) -> Attached | None:
@@ -96,8 +90,7 @@ class RunPod:
         handler = self._handlers.of_record(intent.runtime)
         await handler.delete(Task(intent.id, f"{intent.cgroup}/{intent.id}"), ended=False)
         await asyncio.to_thread(namespaces.remove, self._ledger.places.pod(intent.id))
-        if intent.owns_cgroup:
-            await asyncio.to_thread(self._cgroups.remove_empty, intent.cgroup, upto=self._cgroup_parent)
+        await asyncio.to_thread(self._cgroups.remove_empty, intent.cgroup, intent.owned)
         try:
             await self._network.detach(intent.id, limit_s=_REMOTE_UNDO_LIMIT_S)
         except Fault as err:

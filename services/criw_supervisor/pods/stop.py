@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+from pathlib import Path
 
+from criw.namespaces import is_pinned
 from criw.operations import together
+from criw_proto.runtime.v1 import NamespaceMode
 from criw_supervisor.containers.containers import Containers
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.pod import Pod
@@ -29,6 +32,17 @@ async def stop(pod: Pod, *, ledger: Ledger, containers: Containers, network: Net
             asyncio.to_thread(namespaces.unpin, pod.files),
         )
         await ledger.save(pod, pod.record.moved(PodState.STOPPED, netns=""))
+
+
+def is_whole(pod: Pod, ledger: Ledger) -> bool:
+    """Whether the sandbox has the namespaces and the infra process it was made with. Blocks."""
+    infra = ledger.infra.get(pod.id)
+    own_network = pod.options.network != NamespaceMode.NODE
+    return (
+        (infra is None or infra.running)
+        and (not own_network or is_pinned(Path(pod.record.netns)))
+        and namespaces.are_whole(pod.files, own_uts=own_network, own_ipc=pod.options.ipc != NamespaceMode.NODE)
+    )
 
 
 async def lose(pod: Pod, *, ledger: Ledger) -> None:

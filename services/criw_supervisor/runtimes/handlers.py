@@ -67,7 +67,11 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
     broken: dict[str, str] = {}
 
     async def probe(handler: OciHandler) -> None:
-        if why := await handler.probe(section.cgroup_parent):
+        try:
+            why = await handler.probe(section.cgroup_parent)
+        except OSError as err:  # a full or read-only disk: containers that are there are still to be looked after
+            why = str(err)
+        if why:
             broken[handler.name] = why
             log.warning("runtime handler does not work here", extra={"handler": handler.name, "why": why})
 

@@ -6,9 +6,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +31,7 @@ from criw_supervisor.runtimes.handler import End, Launch, NotRun, Task
 log = logging.getLogger(__name__)
 PROBE: Final = "probe-"  # begins the names of what a probe makes
 _PROBE_LIMIT_S: Final = 20.0
+_PROBE_WORDS: Final = 2000  # bytes of what the runtime says
 _EXEC_END_LIMIT_S: Final = 10.0
 LOST_CODE: Final = 255  # as other runtimes report an end nobody could learn
 
@@ -70,7 +73,13 @@ class OciHandler:
         await self._must(f"start container {task.id}", "start", task.id)
 
     async def kill(self, task: Task, number: int) -> bool:
-        return await asyncio.to_thread(processes.send_signal, task.pid, task.pid_started, number)
+        return await asyncio.to_thread(self._signal, task, number)
+
+    def _signal(self, task: Task, number: int) -> bool:
+        there = processes.send_signal(task.pid, task.pid_started, number)
+        if there and number == signal.SIGKILL:
+            self._cgroups.thaw(task.cgroup)  # a frozen process is not killed, nor an init whose children are frozen
+        return there
 
     async def update(self, task: Task, resources: JsonObject) -> None:
         what = f"update the resources of container {task.id}"
@@ -122,7 +131,10 @@ class OciHandler:
 
     async def recover(self, task: Task) -> bool:
         done = await run([*self._runtime, "state", task.id])
-        return done.code == 0 and json.loads(done.stdout)["status"] == "running"
+        try:
+            return done.code == 0 and json.loads(done.stdout)["status"] == "running"
+        except (ValueError, KeyError, TypeError) as err:
+            raise Failed(f"cannot learn the state of container {task.id}: {self.program} answers nonsense") from err
 
     def close(self) -> None:
         self._watch.close()
@@ -132,6 +144,7 @@ class OciHandler:
     async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> "OciExec":
         files = self._bundle(task).exec_files(secrets.token_hex(8))
         process_file, pid_file = files
+        members = partial(self._cgroups.processes, task.cgroup)
         try:
             await asyncio.to_thread(_write_process, process_file, process)
             words = ("exec", "--detach", "--process", os.fspath(process_file), "--pid-file", os.fspath(pid_file))
@@ -139,11 +152,11 @@ class OciHandler:
             try:
                 done = await asyncio.shield(starting)
             except asyncio.CancelledError:
-                await run_to_end(_end_started(starting, files), limit_s=_EXEC_END_LIMIT_S)
+                await run_to_end(_end_started(starting, files, members), limit_s=_EXEC_END_LIMIT_S)
                 raise
             if done.code:
                 raise NotRun(f"exit code {done.code}")
-            return OciExec(int(pid_file.read_text()), files)
+            return OciExec(int(pid_file.read_text()), files, members)
         except BaseException as err:
             _remove(files)
             if isinstance(err, FileNotFoundError):
@@ -178,15 +191,25 @@ class OciHandler:
             (bundle / "rootfs").mkdir()
             (bundle / "config.json").write_text(json.dumps(_probe_spec(f"{cgroup}/{container_id}")))
             try:
-                words = ("create", "--bundle", directory, container_id)
-                done = await run([*self._runtime, *words], timeout_s=_PROBE_LIMIT_S)
-                # A program that is not there is told only after namespaces, cgroups and mounts have worked.
-                works = done.code == 0 or "/probe" in done.message
-                return "" if works else done.message
+                try:
+                    return await self._probe(bundle, container_id)
+                finally:
+                    await self._delete(container_id, ended=False)
             except Fault as err:
                 return str(err)
-            finally:
-                await self._delete(container_id, ended=False)
+
+    async def _probe(self, bundle: Path, container_id: str) -> str:
+        words = ("create", "--bundle", os.fspath(bundle), container_id)
+        said = bundle / "said"
+        with said.open("wb") as file:  # no pipe: a process that waits to be started would hold it
+            fd = file.fileno()
+            done = await run([*self._runtime, *words], stdout=fd, stderr=fd, timeout_s=_PROBE_LIMIT_S)
+        with said.open("rb") as file:
+            file.seek(max(said.stat().st_size - _PROBE_WORDS, 0))
+            message = file.read().decode(errors="replace").strip() or done.message
+        # A program that is not there is told only after namespaces, cgroups and mounts have worked.
+        works = done.code == 0 or "/probe" in message
+        return "" if works else message
 
 
 class OciExec:
@@ -195,8 +218,9 @@ class OciExec:
     Its files stay until its end: should we die first, the next supervisor finds it by them and ends it.
     """
 
-    def __init__(self, pid: int, files: Sequence[Path]) -> None:
+    def __init__(self, pid: int, files: Sequence[Path], members: Callable[[], Collection[int]]) -> None:
         self._pid = pid
+        self._members = members
         self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
         self._ending.add_done_callback(lambda _: _remove(files))
 
@@ -205,7 +229,7 @@ class OciExec:
 
     async def kill(self) -> None:
         try:
-            await asyncio.to_thread(processes.kill_family, self._pid)
+            await asyncio.to_thread(processes.kill_family, self._pid, self._members)
             await self._ending
         except Unavailable as err:
             log.warning("a command is left in a container", extra={"error": str(err)})
@@ -218,12 +242,14 @@ def _remove(files: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-async def _end_started(starting: asyncio.Future[Completed], files: Sequence[Path]) -> None:
+async def _end_started(
+    starting: asyncio.Future[Completed], files: Sequence[Path], members: Callable[[], Collection[int]]
+) -> None:
     """End a command that may be about to start: once it is known whether it has."""
     await starting
     _, pid_file = files
     if pid_file.exists():
-        await OciExec(int(pid_file.read_text()), files).kill()
+        await OciExec(int(pid_file.read_text()), files, members).kill()
 
 
 def _write_process(path: Path, process: JsonObject) -> None:

@@ -64,6 +64,9 @@ def as_status(err: Exception, path: str) -> GRPCError:
         return GRPCError(status_of(err), str(err))
     if isinstance(err, StreamTerminatedError | ProtocolError):
         return GRPCError(Status.CANCELLED, f"the client ended the call: {err}")
+    if isinstance(err, TimeoutError):
+        log.warning("call took too long", extra={"method": path}, exc_info=err)
+        return GRPCError(Status.DEADLINE_EXCEEDED, f"cannot finish {path.rpartition('/')[2]} in time; try again")
     log.error("call failed", extra={"method": path}, exc_info=err)
     return GRPCError(Status.INTERNAL, "internal error, see the log of the agent")
 

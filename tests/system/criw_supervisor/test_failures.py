@@ -361,7 +361,7 @@ async def small_state(own: Supervised) -> AsyncIterator[Path]:
     with contextlib.ExitStack() as undo:
         kept = undo.enter_context(tempfile.TemporaryDirectory())
         shutil.copytree(state, kept, dirs_exist_ok=True)
-        kernel.mount("tmpfs", state, fstype="tmpfs", data="size=512k")
+        kernel.mount("tmpfs", state, fstype="tmpfs", data="size=6m")
         undo.callback(kernel.umount2, state, flags=kernel.MNT_DETACH)
         shutil.copytree(kept, state, dirs_exist_ok=True)
         await own.start_supervisor()
@@ -374,7 +374,7 @@ async def small_state(own: Supervised) -> AsyncIterator[Path]:
 def fill(path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
         while True:
-            file.write(bytes(4096))
+            file.write(bytes(65536))
 
 
 async def test_a_full_disk_is_told_and_leaves_nothing(own: Supervised) -> None:
@@ -396,16 +396,28 @@ async def test_a_full_disk_is_told_and_leaves_nothing(own: Supervised) -> None:
         assert (await client.exited(container_id)).exit_code == 6
 
 
-async def test_an_exit_that_could_not_be_saved_is_known_later(own: Supervised) -> None:
+async def test_on_a_full_disk_exits_are_known_and_pods_are_stopped_and_removed(own: Supervised) -> None:
     client = own.client
     async with small_state(own) as filler:
-        pod_id = await client.run_pod()
-        container_id = await client.run(pod_id, own.image)
+        before = held(own)
+        pod_id = await client.run_pod(shared_pid_pod(own))
+        made = [await client.run(pod_id, own.image, name=name) for name in ("one", "two")]
         fill(filler)
-        os.kill((await own.info(container_id))["pid"], 9)
-        async with asyncio.timeout(20):
-            while "cannot record the end" not in own.crew.log_path("supervisor").read_text():
-                await asyncio.sleep(0.05)
-        filler.unlink()
-        status = await client.exited(container_id)
+        os.kill((await own.info(made[0]))["pid"], 9)
+        status = await client.exited(made[0])
         assert (status.exit_code, status.reason) == (137, "Error")
+        await client.stop(made[1])
+        await client.remove(made[0])
+        await client.remove_pod(pod_id)
+        assert held(own) == before
+        await own.kill_supervisor()
+        await own.start_supervisor()  # on the full disk
+        listed = await client.runtime.list_pod_sandbox(cri.ListPodSandboxRequest())
+        assert listed.items == []  # there was room kept for saying so
+        filler.unlink()
+
+
+def shared_pid_pod(own: Supervised) -> cri.PodSandboxConfig:
+    config = own.client.pod_config()
+    pid_of_the_pod(cri.NamespaceMode.POD)(config)
+    return config

@@ -234,7 +234,7 @@ async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_e
     assert [path.name for path in (own.run / "pods").iterdir()] == [pod_id]
     assert list((own.run / "containers").iterdir()) == []
     assert list((own.run / "runtime").rglob("probe-*")) == []
-    cgroups.remove_empty(f"{parent}/{foreign}", upto=parent)
+    cgroups.remove(f"{parent}/{foreign}")
 
 
 # --- monitors
@@ -308,7 +308,7 @@ async def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(own: 
                 os.kill(await conmon_of(own, container_id), signal.SIGKILL)
             hierarchies.of_host().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
             hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
-        hierarchies.of_host().remove_empty(f"{crew.cgroup_parent}/{pod_id}", upto=crew.cgroup_parent)
+        hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}")
     for point in mounts_below(own.run):
         kernel.umount2(point, flags=kernel.MNT_DETACH)
     shutil.rmtree(own.run)

@@ -68,6 +68,39 @@ async def test_all_callers_get_the_error_and_the_next_starts_afresh() -> None:
     assert await operations.run("pod", steps) == 1
 
 
+async def test_a_call_that_comes_when_the_first_has_just_ended_does_not_join_it() -> None:
+    operations, last_step = Operations(), asyncio.Event()
+
+    async def fail() -> int:
+        last_step.set()  # wakes the other before the end of this task is told to anybody
+        raise NotFound("cannot find it")
+
+    async def succeed() -> int:
+        return 2
+
+    async def call_then() -> int:
+        await last_step.wait()
+        return await operations.run("pod", succeed)
+
+    calling = asyncio.create_task(call_then())
+    await asyncio.sleep(0)
+    with pytest.raises(NotFound):
+        await operations.run("pod", fail)
+    assert await calling == 2
+
+
+async def test_work_that_is_cancelled_before_it_begins_is_forgotten() -> None:
+    operations, steps = Operations(), Steps()
+    caller = asyncio.create_task(operations.run("pod", steps))
+    await asyncio.sleep(0)
+    await operations.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert steps.begun == 0
+    steps.go.set()
+    assert await operations.run("pod", steps) == 1
+
+
 async def test_an_error_nobody_waits_for_is_not_reported_as_never_retrieved(caplog: pytest.LogCaptureFixture) -> None:
     operations, go = Operations(), asyncio.Event()
 

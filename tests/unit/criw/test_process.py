@@ -114,6 +114,12 @@ async def test_a_failure_says_what_the_program_said() -> None:
     assert (await run(["sh", "-c", "exit 7"])).message == "exit code 7"
 
 
+async def test_of_a_flood_the_end_is_kept() -> None:
+    done = await run(["sh", "-c", "head -c 20000000 /dev/zero; echo the end"])
+    assert len(done.stdout) == 1024 * 1024
+    assert done.stdout.endswith(b"the end\n")
+
+
 async def test_a_long_complaint_is_cut_to_its_end() -> None:
     done = await run(["sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; echo the cause"])
     assert len(done.message) == 2000

@@ -1,16 +1,19 @@
 import asyncio
 import contextlib
+import errno
+import itertools
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import pytest_asyncio
 
-from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, ResourceExhausted
+from criw import kernel
+from criw.errors import AlreadyExists, DataLoss, FailedPrecondition, Fault, ResourceExhausted, Unavailable
 from criw.store import SCHEMA_VERSION, Record, Store, open_store
 from support.crew import python_environment
 
@@ -140,6 +143,82 @@ async def test_a_full_disk_is_told_and_loses_nothing(store: Store) -> None:
     await store._run(lambda: store._database.execute("PRAGMA max_page_count = 100000"))
     await store.put(Pod(id="3"))
     assert [pod.id for pod in await store.all(Pod)] == ["1", "3"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    kernel.mount("tmpfs", directory, fstype="tmpfs", data="size=8388608")
+    yield directory
+    kernel.umount2(directory, flags=kernel.MNT_DETACH)
+
+
+def fill(directory: Path) -> None:
+    """Take all the space there is, as a container does."""
+    with (directory / "filler").open("ab", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            with kernel.suppress_errno(errno.ENOSPC):
+                while True:
+                    file.write(bytes(size))
+
+
+@pytest.mark.root
+async def test_what_was_freed_can_be_deleted_on_a_full_disk(small_disk: Path) -> None:
+    records = [Pod(id=str(number), name="x" * 3000) for number in range(50)]
+    async with open_store(small_disk / "state.db") as store:
+        await store.put(*records)
+        fill(small_disk)
+        for number in itertools.count():  # what the write-ahead log has room for still
+            try:
+                await store.put(Pod(id=f"more-{number}", name="y" * 100_000))
+            except ResourceExhausted:
+                break
+        for record in records:
+            await store.delete(record)
+            fill(small_disk)  # it gets whatever is given back
+        with pytest.raises(ResourceExhausted):
+            await store.put(Pod(id="big", name="y" * 3_000_000))
+        (small_disk / "filler").unlink()
+        await store.delete(*(Pod(id=f"more-{one}") for one in range(number + 1)))
+        assert (small_disk / "state.db-reserve").stat().st_blocks * 512 >= 2 * 1024 * 1024  # it is kept again
+        assert await store.all(Pod) == []
+
+
+@pytest.mark.root
+async def test_a_store_on_a_full_disk_is_opened(small_disk: Path) -> None:
+    async with open_store(small_disk / "state.db") as store:
+        await store.put(Pod(id="1"))
+    fill(small_disk)
+    async with open_store(small_disk / "state.db") as store:
+        await store.delete(Pod(id="1"))
+        assert await store.all(Pod) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        (sqlite3.SQLITE_FULL, ResourceExhausted),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, Unavailable),
+        (sqlite3.SQLITE_IOERR_WRITE, Unavailable),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, Unavailable),
+        (sqlite3.SQLITE_CORRUPT, DataLoss),
+    ],
+)
+async def test_what_the_machine_is_to_blame_for_is_a_fault(store: Store, code: int, fault: type[Fault]) -> None:
+    def fail() -> None:
+        err = sqlite3.OperationalError("injected")
+        err.sqlite_errorcode = code
+        raise err
+
+    with pytest.raises(fault, match=r"^cannot "):
+        await store._run(fail)
+
+
+async def test_a_mistake_of_ours_is_none(store: Store) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await store._run(lambda: store._database.execute("SELECT * FROM missing"))
 
 
 async def test_a_reader_does_not_wait_for_a_writer(store: Store, database: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_command_is_killed_with_all_it_started(tmp_path: Path) -> None:
     told = tmp_path / "pids"
     leader = subprocess.Popen([sys.executable, "-c", FAMILY, str(told)], start_new_session=True)
     pids = [int(line) for line in wait_for_text(told, 5)]
-    kill_family(leader.pid)
+    kill_family(leader.pid, processes.pids)
     assert leader.wait() == -signal.SIGKILL
     assert [pid for pid in pids if start_time(pid)] == []
     assert bystander.poll() is None
@@ -123,12 +123,12 @@ def test_a_leader_that_has_ended_does_not_save_its_children(tmp_path: Path) -> N
     leader.wait()
     (pid,) = (int(line) for line in wait_for_text(told, 1))
     assert start_time(pid)
-    kill_family(leader.pid)
+    kill_family(leader.pid, processes.pids)
     assert start_time(pid) == 0
 
 
 def test_nothing_to_kill_is_a_success() -> None:
-    kill_family(NO_PID)
+    kill_family(NO_PID, processes.pids)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from criw.errors import Failed, Fault, NotFound, Unavailable
+from criw.errors import DeadlineExceeded, Failed, Fault, NotFound, Unavailable
 from criw.rpc.client import Channel, call
 from criw.rpc.faults import STATUS, status_of
 from criw_proto.criw.network.v1 import (
@@ -86,3 +86,9 @@ async def test_a_full_disk_is_told(number: int, path: Path, channel: Channel) ->
         with pytest.raises(GRPCError, match="/var/lib/x") as caught:
             await NetworkStub(channel).attach(POD)
     assert caught.value.status is Status.RESOURCE_EXHAUSTED
+
+
+async def test_what_runs_out_of_time_is_told_as_that(path: Path, channel: Channel) -> None:
+    async with serving(path, raising(TimeoutError())):
+        with pytest.raises(DeadlineExceeded, match=r"^cannot finish Attach in time"):
+            await call(NetworkStub(channel).attach, POD)

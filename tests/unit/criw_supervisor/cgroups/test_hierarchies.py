@@ -6,13 +6,15 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from criw.errors import Unavailable
+from criw.errors import InvalidArgument, Unavailable
 from criw_supervisor.cgroups import hierarchies as cgroups
+from criw_supervisor.cgroups import killing
 from criw_supervisor.cgroups.hierarchies import Cgroups, flat_keyed, of_host, parse
 
 
@@ -62,38 +64,65 @@ def plain(tmp_path: Path) -> Cgroups:
     return parse(mountinfo.encode(), tmp_path)
 
 
+def made(cgroups: Cgroups, cgroup: str, *others: str) -> tuple[str, ...]:
+    """Make a cgroup, as a pod does; what is its own then."""
+    tops = cgroups.tops(cgroup, ours=lambda: others)
+    cgroups.create(cgroup)
+    return tops
+
+
 def test_a_cgroup_is_made_in_every_hierarchy_and_removed_from_each(plain: Cgroups, tmp_path: Path) -> None:
-    plain.create("/criw/pod")
+    tops = made(plain, "/criw/pod")
     plain.create("/criw/pod")
     assert (tmp_path / "one/criw/pod").is_dir()
     assert (tmp_path / "two/criw/pod").is_dir()
     (tmp_path / "one/criw/other").mkdir()
     assert plain.children("/criw") == {"pod", "other"}
-    plain.remove_empty("/criw/pod", upto="/criw")
-    assert not plain.exists("/criw/pod")
+    plain.remove_empty("/criw/pod", tops)
     assert (tmp_path / "one/criw").is_dir()  # another is in it
+    assert plain.children("/criw") == {"other"}
     assert not (tmp_path / "two/criw").exists()
 
 
 def test_a_cgroup_with_something_in_it_stays(plain: Cgroups, tmp_path: Path) -> None:
+    tops = made(plain, "/kubepods/pod")
     plain.create("/kubepods/pod/another-pods-container")
-    plain.remove_empty("/kubepods/pod", upto="/criw")
+    plain.remove_empty("/kubepods/pod", tops)
     assert (tmp_path / "one/kubepods/pod/another-pods-container").is_dir()
 
 
-def test_parents_outside_of_ours_are_left_alone(plain: Cgroups, tmp_path: Path) -> None:
-    plain.create("/kubepods/pod")
-    plain.remove_empty("/kubepods/pod", upto="/criw")
-    assert (tmp_path / "one/kubepods").is_dir()
-    assert not plain.exists("/kubepods/pod")
+def test_what_was_made_for_a_pod_is_removed_in_each_hierarchy_and_nothing_else(plain: Cgroups, tmp_path: Path) -> None:
+    (tmp_path / "one/kubepods/pod").mkdir(parents=True)  # the kubelet's, in this hierarchy only
+    tops = made(plain, "/kubepods/pod")
+    assert tops == (f"{tmp_path}/two/kubepods",)
+    plain.remove_empty("/kubepods/pod", tops)
+    assert (tmp_path / "one/kubepods/pod").is_dir()
+    assert not (tmp_path / "two/kubepods").exists()
+
+
+def test_the_last_of_those_that_share_a_parent_takes_it_along(plain: Cgroups, tmp_path: Path) -> None:
+    first = made(plain, "/shared/one")
+    second = made(plain, "/shared/two", *first)
+    plain.remove_empty("/shared/one", first)
+    assert plain.children("/shared") == {"two"}
+    plain.remove_empty("/shared/two", second)
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("cgroup", ["/criw/cgroup.procs", "/criw/cgroup.procs/below"])
+def test_a_cgroup_in_place_of_a_file_is_refused(plain: Cgroups, tmp_path: Path, cgroup: str) -> None:
+    plain.create("/criw")
+    (tmp_path / "one/criw/cgroup.procs").touch()
+    with pytest.raises(InvalidArgument, match=r"cannot make cgroup /criw/cgroup\.procs"):
+        plain.create(cgroup)
 
 
 def test_removing_takes_what_is_below_along_and_may_be_repeated(plain: Cgroups) -> None:
-    plain.create("/criw/pod/container/nested/deep")
+    tops = made(plain, "/criw/pod/container/nested/deep")
     for _ in range(2):
         plain.remove("/criw/pod/container")
-        plain.remove_empty("/criw/pod/container", upto="/criw")
-    assert not plain.exists("/criw")
+        plain.remove_empty("/criw/pod/container", tops)
+    assert plain.children("/") == set()
 
 
 def test_ooms_are_counted_by_the_kernels_file(plain: Cgroups, tmp_path: Path) -> None:
@@ -160,3 +189,95 @@ def test_a_new_cgroup_takes_processes(real: tuple[Cgroups, str]) -> None:
     assert process.pid in host.processes(name)
     process.kill()
     process.wait()
+
+
+def frozen(host: Cgroups, cgroup: str) -> None:
+    for directory in host.directories(cgroup):
+        killing.freeze(directory)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_what_is_frozen_is_killed_wherever_it_was_frozen(real: tuple[Cgroups, str], below: str) -> None:
+    host, name = real
+    host.create(f"{name}/below")
+    process = inside(host, f"{name}/below", "sleep", "600")
+    frozen(host, f"{name}{below}")
+    host.kill(name)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.root
+def test_a_process_that_was_killed_while_frozen_ends_when_it_is_thawed(real: tuple[Cgroups, str]) -> None:
+    host, name = real
+    host.create(f"{name}/below")
+    process = inside(host, f"{name}/below", "sleep", "600")
+    frozen(host, f"{name}/below")
+    process.kill()
+    host.thaw(name)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+CHAINS = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(36, 1)  # its orphans come to it, and are reaped by the kernel
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if os.fork() == 0:
+    sys.stdin.readline()  # until it is in the cgroup
+    for _ in range(8):
+        if os.fork() == 0:
+            while True:
+                try:
+                    if os.fork() != 0:
+                        os._exit(0)
+                except BlockingIOError:  # the limit of processes
+                    pass
+    os._exit(0)
+signal.pause()
+"""
+
+
+@pytest.mark.root
+def test_a_chain_of_forks_does_not_outrun_the_killing(real: tuple[Cgroups, str]) -> None:
+    host, name = real
+    pids = host.directory("pids", name)
+    assert pids is not None
+    (pids / "pids.max").write_text("64")
+    keeper = subprocess.Popen([sys.executable, "-c", CHAINS], stdin=subprocess.PIPE)
+    assert keeper.stdin is not None
+    try:
+        children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children")
+        until = time.monotonic() + 10
+        while not (first := children.read_text().split()):
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        for directory in host.directories(name):
+            (directory / "cgroup.procs").write_text(first[0])
+        keeper.stdin.write(b"go\n")
+        keeper.stdin.flush()
+        while len(host.processes(name)) < 4:
+            assert time.monotonic() < until
+        host.kill(name)
+        assert host.processes(name) == set()
+    finally:
+        keeper.kill()
+        keeper.communicate()
+
+
+@pytest.mark.root
+def test_a_process_that_is_not_in_the_cgroup_any_more_is_spared(real: tuple[Cgroups, str]) -> None:
+    host, name = real
+    process = inside(host, name, "sleep", "600")
+    elsewhere = subprocess.Popen(["sleep", "600"])
+    directory = host.directories(name)[0]
+    killing._kill_some(directory, [elsewhere.pid, process.pid])  # the first has got the pid of one that was in it
+    assert process.wait(10) == -signal.SIGKILL
+    assert elsewhere.poll() is None
+    elsewhere.kill()
+    elsewhere.wait()
+
+
+def test_a_process_without_a_name_here_is_not_signalled(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.procs").write_text("0\n0\n")  # of a PID namespace that is not below ours: 0 is our own group
+    assert killing.members(tmp_path) == set()
+    killing.kill_members(tmp_path)

@@ -11,7 +11,8 @@ from criw.store import Store
 from criw_supervisor.containers import create
 from criw_supervisor.ledger.states import ContainerState
 from criw_supervisor.oci import document
-from support.rooms import Rooms, container_request
+from criw_supervisor.runtimes.bundle import Bundle
+from support.rooms import Rooms, container_request, pod_request
 
 INJECTED = "injected"
 Break = Callable[[Rooms, pytest.MonkeyPatch], None]
@@ -95,5 +96,15 @@ async def test_what_cannot_be_undone_at_once_is_kept_and_undone_later(rooms: Roo
     with pytest.raises(Failed, match=INJECTED):
         await rooms.containers.create(pod, container_request(pod))
     assert len(rooms.ledger.abandoned()) == 1
-    assert await rooms.unfinished.undo_all()
+    await rooms.unfinished.undo_all()
     assert await rooms.contents() == before
+
+
+async def test_a_containers_hostname_is_the_pods_whatever_its_files_say(rooms: Rooms) -> None:
+    pod = rooms.ledger.pods.find(await rooms.pods.run(pod_request(lambda config: setattr(config, "hostname", "web-0"))))
+    with pod.files.etc("hostname").open("wb") as file:  # containers may write it
+        file.truncate(2**40)
+    container_id = await rooms.containers.create(pod, container_request(pod))
+    process = Bundle(rooms.ledger.places.bundle(container_id)).read()["process"]
+    assert isinstance(process, dict)
+    assert "HOSTNAME=web-0" in process["env"]

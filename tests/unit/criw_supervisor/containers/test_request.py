@@ -21,7 +21,7 @@ def pod(log_directory: str = "") -> Pod:
     config = cri.PodSandboxConfig(log_directory=log_directory)
     record = PodRecord(
         id="p", config=bytes(config), runtime_handler="", runtime="runc", state=PodState.READY, created_at_ns=1,
-        hostname="web", netns="", ips=(), cgroup="/criw/p", owns_cgroup=True,
+        hostname="web", netns="", ips=(), cgroup="/criw/p", owned=(),
     )  # fmt: skip
     return Pod(record, PodFiles(Path("/pods/p")))
 

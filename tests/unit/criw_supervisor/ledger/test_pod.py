@@ -33,7 +33,7 @@ CONTAINER_CONFIG = cri.ContainerConfig(
 def pod(**changes: object) -> Pod:
     record = PodRecord(
         id="p" * 64, config=bytes(POD_CONFIG), runtime_handler="", runtime="runc", state=PodState.READY,
-        created_at_ns=11, hostname="web", netns="/net", ips=("10.0.0.2", "fd00::2"), cgroup="/criw/p", owns_cgroup=True,
+        created_at_ns=11, hostname="web", netns="/net", ips=("10.0.0.2", "fd00::2"), cgroup="/criw/p", owned=(),
     )  # fmt: skip
     return Pod(record.model_copy(update=changes), PodFiles(Path("/pods/p")))
 

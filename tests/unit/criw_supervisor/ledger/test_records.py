@@ -16,7 +16,7 @@ def container(state: ContainerState) -> ContainerRecord:
 def pod(state: PodState) -> PodRecord:
     return PodRecord(
         id="p" * 64, config=b"\xff\x00", runtime_handler="", runtime="runc", state=state, created_at_ns=1,
-        hostname="web", netns="/net", ips=("10.0.0.2",), cgroup="/criw/p", owns_cgroup=True,
+        hostname="web", netns="/net", ips=("10.0.0.2",), cgroup="/criw/p", owned=(),
     )  # fmt: skip
 
 

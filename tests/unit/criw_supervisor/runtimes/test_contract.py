@@ -17,6 +17,7 @@ from criw import kernel
 from criw.config.supervisor import Runtime
 from criw.errors import Failed, FailedPrecondition
 from criw.ids import new_id
+from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw_supervisor import processes
 from criw_supervisor.cgroups import hierarchies
 from criw_supervisor.ledger.places import Places
@@ -95,8 +96,9 @@ async def real(directory: Path) -> AsyncIterator[Case]:
         "runc", Runtime(path=Path("runc")), monitor=conmon, places=Places(directory / "run"), cgroups=cgroups
     )
     yield Case(handler, directory, parent)
-    cgroups.remove_empty(parent, upto=parent)
-    assert not cgroups.exists(parent)
+    cgroups.remove(parent)
+    assert not any(directory.exists() for directory in cgroups.directories(parent))
+    prctl(PR_SET_CHILD_SUBREAPER, 0)  # other tests' orphans are none of ours
 
 
 @pytest_asyncio.fixture(params=["fake", pytest.param("real", marks=pytest.mark.root)])

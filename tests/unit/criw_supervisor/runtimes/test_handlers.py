@@ -1,17 +1,28 @@
 """Which handlers there are and which work."""
 
+import asyncio
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from criw.config.supervisor import Runtime, SupervisorSection
 from criw.errors import FailedPrecondition
+from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw_supervisor.cgroups.hierarchies import parse
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.runtimes.handlers import Handlers, probe_handlers
 from criw_supervisor.runtimes.oci import OciHandler
 
 CGROUPS = parse(b"")
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def handler(tmp_path: Path, name: str = "runc") -> OciHandler:
@@ -55,6 +66,31 @@ async def test_a_runtime_that_fails_is_broken_and_says_why(tmp_path: Path) -> No
     handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
     assert handlers.broken == {"fails": "cannot do that here"}
     assert list((tmp_path / "runtime").glob("probe-*")) == []
+
+
+HOLDS_ITS_OUTPUT = """\
+#!/bin/sh
+# Like a runtime that checks the program only at start: create succeeds, and its init waits with its output.
+case "$*" in
+    *create*) mkdir -p {state}/"$(eval echo \\${{$#}})"; sleep 600 & echo $! > {pid} ;;
+    *delete*) kill "$(cat {pid})"; exit {code} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("code", "broken"), [(0, {}), (1, {"waits": "cannot delete container probe-"})])
+async def test_a_runtime_whose_init_waits_with_its_output_works(
+    tmp_path: Path, code: int, broken: dict[str, str], subreaper: None
+) -> None:
+    program, pid = tmp_path / "waits", tmp_path / "pid"
+    program.write_text(HOLDS_ITS_OUTPUT.format(state=Places(tmp_path).runtime("waits"), pid=pid, code=code))
+    program.chmod(0o755)
+    section = SupervisorSection(conmon=Path("/bin/sh"), runtimes={"waits": Runtime(path=program)})
+    async with asyncio.timeout(10):
+        handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
+    assert handlers.broken.keys() == broken.keys()
+    assert all(handlers.broken[name].startswith(why) for name, why in broken.items())
+    os.waitpid(int(pid.read_text()), 0)
 
 
 async def test_without_conmon_there_is_no_supervisor(tmp_path: Path) -> None:
