@@ -88,7 +88,7 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
         async with asyncio.TaskGroup() as tasks:
             ends = Ends(ledger, pods, containers, tasks)
             background = [
-                *(tasks.create_task(ends.watch(one), name=f"ends {one.name}") for one in handlers.configured.values()),
+                *(tasks.create_task(ends.watch(one), name=f"ends {one.name}") for one in handlers.all),
                 tasks.create_task(unfinished.run(), name="unfinished"),
                 tasks.create_task(reconcile.run(), name="reconcile"),
                 tasks.create_task(processes.reap_strays(), name="reap"),

@@ -125,11 +125,13 @@ class FakeNetwork(Faults, NetworkBase):
         self.attached: dict[str, AttachResponse] = {}
         self.requests: dict[str, AttachRequest] = {}
         self.ranges = ["10.88.0.0/16"]
+        self.given = 0
 
     async def attach(self, message: AttachRequest) -> AttachResponse:
         self.may_fail("attach")
         self.requests[message.pod_id] = message
-        ips = [str(ipaddress.ip_network(one)[len(self.attached) + 2]) for one in self.ranges]
+        self.given += 1
+        ips = [str(ipaddress.ip_network(one)[self.given + 1]) for one in self.ranges]
         made = AttachResponse(netns_path=f"/run/netns/{message.pod_id}", ips=ips)
         answer = self.attached.setdefault(message.pod_id, made)
         self.may_fail("attached")

@@ -1,7 +1,7 @@
 """A runtime handler without processes (`criw_supervisor.runtimes.handler.Handler`), held to the real one's contract.
 
-It knows the two commands that `exits` and `waits` of the contract suite give it: `sh -c "exit N"` ends at once with N,
-everything else runs until it is killed.
+It knows the two commands that the contract suite gives it: `sh -c "exit N"` ends at once with N, everything else runs
+until it gets a signal.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from criw_supervisor.cgroups.usage import CgroupUsage
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
 from criw_supervisor.runtimes.bundle import Bundle
-from criw_supervisor.runtimes.handler import End, Launch, NotRun, Task
+from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, NotRun, Task
 
 _USAGE: Final = CgroupUsage(
     at_ns=1, cpu_ns=1, memory=1, working_set=1, rss=1, page_faults=0, major_page_faults=0, memory_limit=None,
@@ -88,6 +88,9 @@ class FakeHandler:
         assert isinstance(process, dict)
         made = Task(launch.task.id, launch.task.cgroup, next(self._pids), 1)
         self.held[made.id] = _Held(made, list(process["args"]))
+        if launch.log_path:
+            Path(launch.log_path).parent.mkdir(parents=True, exist_ok=True)
+            Path(launch.log_path).touch()
         self._may_fail("create")
         return made
 
@@ -147,7 +150,7 @@ class FakeHandler:
 
     async def end_of(self, task: Task) -> End | None:
         held = self.held.get(task.id)
-        return End(255, 0, lost=True) if held is None else held.end
+        return End(LOST_CODE, time.time_ns(), lost=True) if held is None else held.end
 
     async def recover(self, task: Task) -> bool:
         held = self.held.get(task.id)

@@ -1,5 +1,6 @@
 """The operations on containers: each runs once at a time, outlives its caller, and is joined by a second one."""
 
+from criw.ids import new_id
 from criw.operations import Operations
 from criw_proto.runtime.v1 import LinuxContainerResources
 from criw_supervisor.containers import end, start, stop, update
@@ -9,7 +10,6 @@ from criw_supervisor.containers.request import ContainerPlan
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.pod import Pod
-from criw_supervisor.ledger.sameness import digest
 from criw_supervisor.oci.document import Host
 from criw_supervisor.peers.storage import Storage
 from criw_supervisor.runtimes.handlers import Handlers
@@ -75,7 +75,7 @@ class Containers:
 
     async def update(self, container: Container, change: LinuxContainerResources) -> None:
         """UpdateContainerResources. Calls for one container come one after the other."""
-        key = f"update {container.id} {digest(change)}"
+        key = f"update {container.id} {new_id()}"  # not joined: what another asked for may have come between
         await self._operations.run(
             key,
             lambda: update.update(container, change, ledger=self._ledger, handlers=self._handlers, host=self._host),

@@ -4,13 +4,12 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Final
 
 from criw.errors import AlreadyExists, FailedPrecondition, Fault, InvalidArgument
 from criw_proto.runtime.v1 import NamespaceMode
 from criw_supervisor.containers.request import ContainerPlan
 from criw_supervisor.ledger.container import Container
-from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.ledger import REMOTE_UNDO_LIMIT_S, Ledger
 from criw_supervisor.ledger.pod import Pod
 from criw_supervisor.ledger.records import ContainerRecord, IntentRecord
 from criw_supervisor.ledger.sameness import digest
@@ -24,7 +23,6 @@ from criw_supervisor.runtimes.handlers import Handlers
 from criw_supervisor.signals import parse_signal
 
 log = logging.getLogger(__name__)
-_REMOTE_UNDO_LIMIT_S: Final = 10.0
 
 
 class CreateContainer:
@@ -116,7 +114,7 @@ class CreateContainer:
         """Take away whatever of a container was made. Repeating it is a success."""
         await self._handlers.of_record(intent.runtime).delete(Task(intent.id, intent.cgroup), ended=False)
         try:
-            await self._storage.remove_rootfs(intent.id, limit_s=_REMOTE_UNDO_LIMIT_S)
+            await self._storage.remove_rootfs(intent.id, limit_s=REMOTE_UNDO_LIMIT_S)
         except Fault as err:
             log.warning("a root filesystem is left for the next reconciliation", extra={"error": str(err)})
 

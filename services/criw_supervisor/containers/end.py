@@ -7,11 +7,10 @@ from criw.errors import Fault
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.states import ContainerState, Reason
-from criw_supervisor.runtimes.handler import End, task_of
+from criw_supervisor.runtimes.handler import LOST_CODE, End, task_of
 from criw_supervisor.runtimes.handlers import Handlers
 
 log = logging.getLogger(__name__)
-LOST_CODE = 255  # as other runtimes report an end nobody could learn
 
 
 async def record_end(container: Container, *, ledger: Ledger, handlers: Handlers, surely: bool = False) -> None:
@@ -24,11 +23,13 @@ async def record_end(container: Container, *, ledger: Ledger, handlers: Handlers
         if record.state is ContainerState.EXITED:
             return
         end = await handlers.of_record(record.runtime).end_of(task_of(record))
-        if end is None and not surely:
-            return
-        if end is None or end.lost:
+        if end is None:
+            if not surely:
+                return
+            end = End(LOST_CODE, time.time_ns(), lost=True)
+        if end.lost:
             await ended(
-                container, ledger=ledger, handlers=handlers, code=LOST_CODE, at_ns=time.time_ns(),
+                container, ledger=ledger, handlers=handlers, code=end.code, at_ns=end.at_ns,
                 reason=Reason.UNKNOWN,
                 message="the exit code is lost: the container's monitor (conmon) was killed, or the host restarted",
             )  # fmt: skip

@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from pathlib import Path
 
 from grpclib.const import Handler
 
-from criw.errors import FailedPrecondition
 from criw.ids import new_id
 from criw.rpc.server import serialized
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.containers.containers import Containers
+from criw_supervisor.containers.log import reopen
 from criw_supervisor.containers.request import plan
 from criw_supervisor.face import Face
 from criw_supervisor.ledger.container import Container
@@ -18,7 +17,6 @@ from criw_supervisor.ledger.index import list_reply
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.runtimes.bundle import Bundle
-from criw_supervisor.runtimes.handler import task_of
 from criw_supervisor.runtimes.handlers import Handlers
 
 
@@ -69,17 +67,7 @@ class ContainersFace(Face):
 
     async def reopen_container_log(self, message: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
         container = self._ledger.containers.find(message.container_id)
-        async with self._ledger.container_locks.hold(container.id):  # a second one would replace a file just begun
-            if not container.running:
-                raise FailedPrecondition(
-                    f"cannot reopen the log of container {container.id}: it is {container.record.state}, not running"
-                )
-            if not container.record.log_path:
-                raise FailedPrecondition(
-                    f"cannot reopen the log of container {container.id}: it was created without one"
-                )
-            handler = self._handlers.of_record(container.record.runtime)
-            await handler.reopen_log(task_of(container.record), Path(container.record.log_path))
+        await reopen(container, ledger=self._ledger, handlers=self._handlers)
         return cri.ReopenContainerLogResponse()
 
     async def update_container_resources(

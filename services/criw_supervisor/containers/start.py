@@ -30,6 +30,8 @@ async def start(container: Container, *, ledger: Ledger, handlers: Handlers) -> 
         now = time.time_ns()  # before the start: nothing ends before it began
         try:
             await handler.start(task)
+        except FailedPrecondition:  # the runtime was not asked
+            raise
         except Fault as err:
             if not await _runs(handler, task):
                 await ended(

@@ -19,6 +19,7 @@ from criw_supervisor.ledger.records import ContainerRecord, IntentRecord, PodRec
 
 log = logging.getLogger(__name__)
 UNDO_LIMIT_S: Final = 60.0
+REMOTE_UNDO_LIMIT_S: Final = 10.0  # for another agent to give back its part; else it is reconciled later
 
 R = TypeVar("R", bound=Record, contravariant=True)
 Undo = Callable[[IntentRecord], Awaitable[None]]
@@ -118,9 +119,12 @@ class Ledger:
 
     async def undone(self, intent: IntentRecord, undo: Undo) -> None:
         """Undo what was not finished, and forget it once it is."""
-        await undo(intent)
-        await self.store.delete(intent)
-        self.unfinished.pop(intent.id, None)
+        try:
+            await undo(intent)
+            await self.store.delete(intent)
+            self.unfinished.pop(intent.id, None)
+        finally:
+            self._tell()  # also when all is undone here: another agent may not have answered
 
     def abandoned(self) -> list[IntentRecord]:
         """What is neither being made nor undone yet."""

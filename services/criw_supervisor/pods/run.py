@@ -5,13 +5,12 @@ import itertools
 import logging
 import time
 from functools import partial
-from typing import Final
 
 from criw import kernel
 from criw.errors import AlreadyExists, Fault
 from criw.operations import together
 from criw_supervisor.cgroups.hierarchies import Cgroups
-from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.ledger import REMOTE_UNDO_LIMIT_S, Ledger
 from criw_supervisor.ledger.pod import Pod
 from criw_supervisor.ledger.records import IntentRecord, PodRecord
 from criw_supervisor.ledger.sameness import digest
@@ -23,7 +22,6 @@ from criw_supervisor.runtimes.handler import Handler, Task, task_of
 from criw_supervisor.runtimes.handlers import Handlers
 
 log = logging.getLogger(__name__)
-_REMOTE_UNDO_LIMIT_S: Final = 10.0
 
 
 class RunPod:
@@ -92,13 +90,14 @@ class RunPod:
         await asyncio.to_thread(namespaces.remove, self._ledger.places.pod(intent.id))
         await asyncio.to_thread(self._cgroups.remove_empty, intent.cgroup, intent.owned)
         try:
-            await self._network.detach(intent.id, limit_s=_REMOTE_UNDO_LIMIT_S)
+            await self._network.detach(intent.id, limit_s=REMOTE_UNDO_LIMIT_S)
         except Fault as err:
             log.warning("a pod's network is left for the next reconciliation", extra={"error": str(err)})
 
 
 def _same_or_refuse(existing: Pod, plan: PodPlan) -> str:
-    if existing.ready and digest(existing.config) == plan.digest:
+    same = digest(existing.config) == plan.digest and existing.record.runtime_handler == plan.runtime_handler
+    if existing.ready and same:
         return existing.id
     raise AlreadyExists(
         f"cannot run pod sandbox {plan.name.name}: {existing.id} has the same name, namespace, uid and attempt; "

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -27,9 +28,11 @@ from criw_supervisor import processes
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.handler import Launch
 
+log = logging.getLogger(__name__)
 CREATE_LIMIT_S: Final = 120.0
 _REOPEN: Final = b"2 0 0\n"  # conmon's control message: type 2, two numbers it does not use
 _REOPEN_LIMIT_S: Final = 10.0
+_WATCH_AGAIN_S: Final = 1.0
 _LOG_DIRECTORY_MODE: Final = 0o755
 _KILL_LIMIT_S: Final = 5.0
 
@@ -172,6 +175,22 @@ def kill_makers(bundle: Bundle) -> None:
         raise Unavailable(f"cannot kill processes {left}, which work on {bundle.directory}; try again")
 
 
+def _open(bundle: Bundle) -> int | None:
+    """A pidfd of the container's conmon; None if it is gone. Raises OSError."""
+    if not (pid := _pid(bundle)):
+        return None
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        if not is_there(bundle):  # asked while the descriptor holds whatever has the pid
+            return None
+        undo.pop_all()
+    return fd
+
+
 class Watch:
     """Notices that conmons end, each by a pidfd: the container has ended then, and its exit is there, or lost."""
 
@@ -181,12 +200,13 @@ class Watch:
 
     def add(self, container_id: str, bundle: Bundle) -> None:
         """Watch the conmon of a container; one that is gone is told at once."""
-        if not is_there(bundle):
-            self._ended.put_nowait(container_id)
-            return
         try:
-            fd = os.pidfd_open(_pid(bundle))
-        except ProcessLookupError:
+            fd = _open(bundle)
+        except OSError as err:  # no descriptor is free now
+            log.warning("cannot watch a container yet", extra={"container": container_id, "error": str(err)})
+            asyncio.get_running_loop().call_later(_WATCH_AGAIN_S, self.add, container_id, bundle)
+            return
+        if fd is None:
             self._ended.put_nowait(container_id)
             return
         self._fds.add(fd)
@@ -254,7 +274,7 @@ def _order(bundle: Bundle, message: bytes) -> None:
         fd = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as err:
         if err.errno in {errno.ENXIO, errno.ENOENT}:
-            raise _gone(bundle) from err
+            raise _gone("reopen the log", bundle) from err
         raise
     try:
         os.write(fd, message)
@@ -276,9 +296,9 @@ def attach(bundle: Bundle) -> socket.socket:
             os.close(directory)
     except (FileNotFoundError, ConnectionRefusedError) as err:
         connection.close()
-        raise _gone(bundle) from err
+        raise _gone("reach the streams", bundle) from err
     return connection
 
 
-def _gone(bundle: Bundle) -> FailedPrecondition:
-    return FailedPrecondition(f"cannot reach the streams of container {bundle.directory.name}: its conmon has ended")
+def _gone(what: str, bundle: Bundle) -> FailedPrecondition:
+    return FailedPrecondition(f"cannot {what} of container {bundle.directory.name}: its conmon has ended")

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
-from typing import Protocol
+from typing import Final, Protocol
 
 from criw.errors import Failed
 from criw_supervisor.cgroups.usage import CgroupUsage
@@ -38,6 +38,9 @@ class Launch:
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
+
+
+LOST_CODE: Final = 255  # as other runtimes report an end nobody could learn
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from criw.config.supervisor import SupervisorSection
 from criw.errors import FailedPrecondition
@@ -19,10 +20,25 @@ log = logging.getLogger(__name__)
 class Handlers:
     """Handlers by name. `broken` says why one does not work; `default` is "" if none does."""
 
-    def __init__(self, configured: Mapping[str, Handler], broken: dict[str, str], default: str) -> None:
+    def __init__(
+        self,
+        configured: Mapping[str, Handler],
+        broken: dict[str, str],
+        default: str,
+        *,
+        gone: Callable[[str], Handler] | None = None,
+    ) -> None:
+        """`gone` makes a handler for the containers of one that is not configured any more."""
         self.configured = configured
         self.broken = broken
         self.default = default
+        self._gone = gone
+        self._were: dict[str, Handler] = {}
+
+    @property
+    def all(self) -> list[Handler]:
+        """Those configured, and those that containers were made with."""
+        return [*self.configured.values(), *self._were.values()]
 
     @property
     def working(self) -> list[str]:
@@ -39,16 +55,22 @@ class Handlers:
         raise FailedPrecondition(f"cannot use runtime handler {name or '(default)'}: {why}; working handlers: {known}")
 
     def of_record(self, name: str) -> Handler:
-        """The handler an existing container was made with, working or not. Raises FailedPrecondition."""
-        if name not in self.configured:
-            raise FailedPrecondition(
-                f"cannot manage containers of runtime handler {name}: it is not configured in [supervisor.runtimes] now"
-            )
-        return self.configured[name]
+        """The handler an existing container was made with, working or not.
+
+        One that is not configured any more still tells ends, kills and removes. Raises FailedPrecondition where nobody
+        can.
+        """
+        if name in self.configured:
+            return self.configured[name]
+        if name not in self._were:
+            if self._gone is None:
+                raise FailedPrecondition(f"cannot manage containers of runtime handler {name}: it is not configured")
+            self._were[name] = self._gone(name)
+        return self._were[name]
 
     def close(self) -> None:
         """Stop watching what they hold."""
-        for handler in self.configured.values():
+        for handler in self.all:
             handler.close()
 
 
@@ -60,10 +82,8 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
     monitor = shutil.which(os.fspath(section.conmon))
     if monitor is None:
         raise FailedPrecondition(f"cannot run containers: {section.conmon} is missing; install the package conmon")
-    configured = {
-        name: OciHandler(name, runtime, monitor=monitor, places=places, cgroups=cgroups)
-        for name, runtime in section.runtimes.items()
-    }
+    make = partial(OciHandler, monitor=monitor, places=places, cgroups=cgroups)
+    configured = {name: make(name, runtime) for name, runtime in section.runtimes.items()}
     broken: dict[str, str] = {}
 
     async def probe(handler: OciHandler) -> None:
@@ -77,6 +97,6 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
 
     await together(*(probe(handler) for handler in configured.values()))
     default = section.default_runtime or next((name for name in configured if name not in broken), "")
-    handlers = Handlers(configured, broken, default)
+    handlers = Handlers(configured, broken, default, gone=lambda name: make(name, None))
     log.info("runtime handlers", extra={"working": ",".join(handlers.working) or "none", "default": default or "none"})
     return handlers

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,31 +27,44 @@ from criw_supervisor.oci import JsonObject
 from criw_supervisor.runtimes import conmon
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.conmon import runtime_words
-from criw_supervisor.runtimes.handler import End, Launch, NotRun, Task
+from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, NotRun, Task
 
 log = logging.getLogger(__name__)
 PROBE: Final = "probe-"  # begins the names of what a probe makes
 _PROBE_LIMIT_S: Final = 20.0
 _PROBE_WORDS: Final = 2000  # bytes of what the runtime says
 _EXEC_END_LIMIT_S: Final = 10.0
-LOST_CODE: Final = 255  # as other runtimes report an end nobody could learn
 
 
 class OciHandler:
     """A handler (`runtimes.handler.Handler`). Needs this process to be a subreaper (see `processes`)."""
 
-    def __init__(self, name: str, runtime: Runtime, *, monitor: str, places: Places, cgroups: Cgroups) -> None:
+    def __init__(self, name: str, runtime: Runtime | None, *, monitor: str, places: Places, cgroups: Cgroups) -> None:
+        """Without `runtime`, for containers whose handler is not configured any more: all but what the runtime does."""
         self.name = name
-        self.program = shutil.which(os.fspath(runtime.path)) or os.fspath(runtime.path)
         self._root = places.runtime(name)
         self._places = places
         self._cgroups = cgroups
         self._monitor = monitor
-        self._runtime = [self.program, *runtime.args, "--root", os.fspath(self._root)]
+        self.program = ""
+        self._words: list[str] = []
+        if runtime is not None:
+            self.program = shutil.which(os.fspath(runtime.path)) or os.fspath(runtime.path)
+            self._words = [self.program, *runtime.args, "--root", os.fspath(self._root)]
         self._watch = conmon.Watch()
 
     def _bundle(self, task: Task) -> Bundle:
         return Bundle(self._places.bundle(task.id))
+
+    @property
+    def _runtime(self) -> list[str]:
+        """The program and its global arguments. Raises FailedPrecondition if the handler is not configured."""
+        if not self._words:
+            raise FailedPrecondition(
+                f"cannot manage containers of runtime handler {self.name}: it is not configured in "
+                "[supervisor.runtimes] now"
+            )
+        return self._words
 
     async def _must(self, what: str, *words: str, stdin: bytes | None = None) -> None:
         """Run a command of the runtime. Raises Failed("cannot <what>: <what the runtime said>")."""
@@ -100,7 +114,7 @@ class OciHandler:
         await asyncio.to_thread(self._remove_rest, task)
 
     async def _delete(self, container_id: str, *, ended: bool) -> None:
-        if not (self._root / container_id).exists():
+        if not (self._root / container_id).exists() or not self._words:
             return
         if ended:  # without --force, which makes runc 1.2 and later wait for what it kills: a tenth of a second
             done = await run([*self._runtime, "delete", container_id])
@@ -125,7 +139,7 @@ class OciHandler:
         bundle = self._bundle(task)
         there = conmon.is_there(bundle)  # asked first: what it leaves is there before it ends
         if (found := conmon.read_exit(bundle)) is None:
-            return None if there else End(LOST_CODE, 0, lost=True)
+            return None if there else End(LOST_CODE, time.time_ns(), lost=True)
         killed = await asyncio.to_thread(self._cgroups.oom_kills, task.cgroup)
         return End(found.code, found.at_ns, out_of_memory=bool(killed and found.code))
 
@@ -222,12 +236,14 @@ class OciExec:
         self._pid = pid
         self._members = members
         self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
-        self._ending.add_done_callback(lambda _: _remove(files))
+        self._ending.add_done_callback(lambda ending: None if ending.cancelled() else _remove(files))
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ending)
 
     async def kill(self) -> None:
+        if self._ending.done():  # it was reaped: its pid may be another's
+            return
         try:
             await asyncio.to_thread(processes.kill_family, self._pid, self._members)
             await self._ending

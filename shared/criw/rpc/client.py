@@ -32,6 +32,7 @@ Method: TypeAlias = Callable[..., Coroutine[Any, Any, A]]
 class _Protocol(H2Protocol):
     """Tells calls that were never begun from those that broke."""
 
+    lost = False
     _heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -43,6 +44,7 @@ class _Protocol(H2Protocol):
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost = True
         # A server's first words come with the connection: here it was never taken out of the socket's queue. After a
         # failed write, though, there may be words we have not read.
         if not self._heard and not isinstance(exc, BrokenPipeError):
@@ -76,9 +78,13 @@ class DirectChannel(grpclib.client.Channel):
 
     async def _create_connection(self) -> H2Protocol:
         try:
-            return await super()._create_connection()
+            protocol = await super()._create_connection()
         except (FileNotFoundError, BlockingIOError) as err:  # the last: its queue is full
             raise ConnectionRefusedError(err.errno, err.strerror) from err
+        assert isinstance(protocol, _Protocol)
+        if protocol.lost:
+            raise ConnectionRefusedError("the connection was lost as it was made")
+        return protocol
 
     @property
     def connected(self) -> bool:

@@ -1,12 +1,13 @@
 """The supervisor is killed or restarted: containers go on, and what happened meanwhile is known."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -322,19 +323,50 @@ async def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(own: 
     await client.run(await client.run_pod(), own.image)
 
 
+@contextlib.contextmanager
+def without_the_runtime(own: Supervised) -> Iterator[None]:
+    """The handler of the crew's containers is not configured any more."""
+    drop_in = own.crew.directory / "conf.d" / "test.toml"
+    text = drop_in.read_text()
+    drop_in.write_text(text.replace("[supervisor.runtimes.brittle]", "[supervisor.runtimes.another]"))
+    yield
+    drop_in.write_text(text)
+
+
 async def test_a_runtime_that_is_no_longer_configured_does_not_stop_the_supervisor(own: Supervised) -> None:
     client = own.client
     container_id = await client.create(await client.run_pod(), own.image)
     await own.kill_supervisor()
-    drop_in = own.crew.directory / "conf.d" / "test.toml"
-    text = drop_in.read_text()
-    drop_in.write_text(text.replace("[supervisor.runtimes.brittle]", "[supervisor.runtimes.another]"))
-    await own.start_supervisor()
-    status = await client.status(container_id)
-    assert status.state is State.CONTAINER_CREATED
-    with pytest.raises(GRPCError, match="brittle: it is not configured"):
-        await client.start(container_id)
-    await own.kill_supervisor()
-    drop_in.write_text(text)
+    with without_the_runtime(own):
+        await own.start_supervisor()
+        status = await client.status(container_id)
+        assert status.state is State.CONTAINER_CREATED
+        with pytest.raises(GRPCError, match="brittle: it is not configured"):
+            await client.start(container_id)
+        await own.kill_supervisor()
     await own.start_supervisor()
     await client.start(container_id)
+
+
+async def test_containers_of_a_runtime_that_is_no_longer_configured_are_measured_ended_and_removed(
+    own: Supervised,
+) -> None:
+    client = own.client
+    pod_id = await client.run_pod()
+    stopped = await client.run(pod_id, own.image, name="stopped")
+    ends = await client.run(pod_id, own.image, name="ends")
+    pid = (await own.info(ends))["pid"]
+    await own.kill_supervisor()
+    with without_the_runtime(own):
+        await own.start_supervisor()
+        stats = (await client.runtime.list_container_stats(cri.ListContainerStatsRequest())).stats
+        assert {one.attributes.id for one in stats if one.attributes and one.memory} == {stopped, ends}
+        os.kill(pid, signal.SIGKILL)
+        assert (await client.exited(ends)).exit_code == 137
+        await client.stop(stopped)
+        assert (await client.status(stopped)).state is State.CONTAINER_EXITED
+        for container_id in (stopped, ends):
+            await client.remove(container_id)
+        await client.remove_pod(pod_id)
+        await own.kill_supervisor()
+    await own.start_supervisor()

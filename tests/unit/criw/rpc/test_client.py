@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -6,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from grpclib.exceptions import StreamTerminatedError
+from grpclib.protocol import H2Protocol
 
 from criw.errors import DeadlineExceeded, NotFound, Unavailable
 from criw.rpc.client import Channel, DirectChannel, ask, call, never_begun, watch
 from criw_proto.criw.image.v1 import ImagesBase, ImagesStub, PullProgress, PullRequest
-from criw_proto.criw.network.v1 import AttachRequest, NetworkStub
+from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from support.serving import Gate, Scripted, raising, serving
 
 POD = AttachRequest(pod_id="p")
@@ -243,3 +245,29 @@ async def test_a_watcher_that_is_cancelled_is_cancelled(path: Path, channel: Cha
         with pytest.raises(asyncio.CancelledError):
             await watching
         await asyncio.wait_for(ended.wait(), 5)  # and the server does not go on for nobody
+
+
+class Unlucky(Channel):
+    """Loses its first connection in the moment it is made, before the call that wanted it runs again."""
+
+    lost = 0
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        made = protocol.connection_made
+
+        def connection_made(transport: asyncio.BaseTransport) -> None:
+            made(transport)
+            if not self.lost:
+                self.lost += 1
+                protocol.connection_lost(ConnectionResetError())
+
+        protocol.connection_made = connection_made  # type: ignore[method-assign]  # for this one
+        return protocol
+
+
+async def test_a_connection_that_is_lost_as_it_is_made_is_made_again(path: Path) -> None:
+    async with serving(path, Scripted(nothing)):
+        with contextlib.closing(Unlucky(path)) as channel:
+            await call(NetworkStub(channel).detach, DetachRequest(pod_id="p"), timeout_s=5)
+            assert channel.lost == 1

@@ -1,5 +1,6 @@
 """What the supervisor relies on in the storage agent: the real one keeps it, and so does the fake."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -63,8 +64,9 @@ async def test_an_image_it_does_not_have_is_not_found(case: Case) -> None:
 async def test_what_a_container_takes_is_told_by_its_id(case: Case) -> None:
     container = new_id()
     await case.storage.create_rootfs(container, case.image)
-    while container not in (disks := await case.storage.usage()).writable:
-        pass  # it is measured in the background
+    async with asyncio.timeout(20):
+        while container not in (disks := await case.storage.usage()).writable:
+            pass  # it is measured in the background
     assert disks.writable[container].timestamp_ns > 0
     assert Path(disks.mountpoint).is_dir()
     await case.storage.remove_rootfs(container)

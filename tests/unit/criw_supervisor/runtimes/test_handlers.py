@@ -41,7 +41,7 @@ def test_a_request_gets_a_handler_that_works(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"kata: it is not configured"):
         handlers.get("kata")
     assert handlers.of_record("crun") is crun  # what it made before must still be stopped
-    with pytest.raises(FailedPrecondition, match="not configured in"):
+    with pytest.raises(FailedPrecondition, match="gone: it is not configured"):
         handlers.of_record("gone")
 
 
