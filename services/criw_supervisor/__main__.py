@@ -50,6 +50,9 @@ from criw_supervisor.stats.of_containers import ContainerStats
 from criw_supervisor.stats.of_pods import PodStats
 from criw_supervisor.stats.rpc import StatsFace
 
+_APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
+_SELINUX = Path("/sys/fs/selinux/enforce")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     run_service("supervisor", SupervisorSettings, build, argv)
@@ -133,6 +136,8 @@ def _host(cgroups: Cgroups, pids_limit: int) -> Host:
         held=held,
         oom_score=OomScore(may_lower="SYS_RESOURCE" in held),
         pids_limit=pids_limit,
+        apparmor=_APPARMOR.exists() and _APPARMOR.read_text().startswith("Y"),
+        selinux=_SELINUX.exists(),
     )
 
 

@@ -5,11 +5,11 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from criw.errors import Unavailable
+from criw.errors import FailedPrecondition, Unavailable
 from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw.operations import until_gone
 
@@ -99,6 +99,59 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def kill_starter(mark: str) -> None:
+    """SIGKILL the program with `mark` among its arguments, and what it has started and not left to others yet.
+
+    Raises Unavailable if some survive.
+    """
+
+    def look() -> set[int]:
+        found = {pid for pid in pids() if mark in command_line(pid)}
+        for pid in found:
+            send_signal(pid, start_time(pid), signal.SIGSTOP)  # it is to start nothing more while its children are read
+        started = {child for pid in found for child in _descendants(pid)}
+        for pid in found | started:
+            send_signal(pid, start_time(pid), signal.SIGKILL)
+        return found
+
+    if left := until_gone(_KILL_LIMIT_S, look):
+        raise Unavailable(f"cannot kill processes {sorted(left)}: they survive SIGKILL; are they stuck in I/O?")
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in _children(pid):
+        yield child
+        yield from _descendants(child)
+
+
+def _children(pid: int | str) -> set[int]:
+    found: set[int] = set()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one has ended, the others have not
+                found.update(int(child) for child in (thread / "children").read_text().split())
+    return found
+
+
+@contextlib.contextmanager
+def pid_namespace(pid: int, started: int) -> Iterator[str]:
+    """A path to the PID namespace of the process that had this pid at this start time, as long as the block lasts.
+
+    The path names an open descriptor: should the process end and another get its pid, it is not that one's namespace.
+    Raises FailedPrecondition if the process is gone.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError) as err:
+        raise FailedPrecondition(f"cannot join the PID namespace of process {pid}: it has ended") from err
+    try:
+        if start_time(pid) != started:  # after the opening: what was opened is the namespace of that one
+            raise FailedPrecondition(f"cannot join the PID namespace of process {pid}: it has ended")
+        yield f"/proc/{os.getpid()}/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
 def become_subreaper() -> None:
     """Have orphans below us given to us instead of to PID 1: the only way to learn a detached exec's exit code."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -129,11 +182,7 @@ async def wait_adopted(pid: int) -> int:
 
 def _zombie_children() -> dict[int, bool]:
     """Our zombies, and whether each lived in a PID namespace below ours."""
-    children: set[int] = set()
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            children.update(int(pid) for pid in (thread / "children").read_text().split())
-    return {pid: _is_nested(pid) for pid in children if start_time(pid) == 0}
+    return {pid: _is_nested(pid) for pid in _children("self") if start_time(pid) == 0}
 
 
 def _is_nested(pid: int) -> bool:

@@ -110,12 +110,12 @@ def _prepared(agent: AgentName, settings: Common, instance: int) -> Iterator[soc
                 listener = _own_socket(agent, settings, path, identity)
                 opened.enter_context(taken_away(path))
             opened.enter_context(listener)
-            _be_spared(Path("/proc/self/oom_score_adj"))
+            be_spared(Path("/proc/self/oom_score_adj"))
             identity.become()
         yield listener
 
 
-def _be_spared(score: Path) -> None:
+def be_spared(score: Path) -> None:
     """Have the kernel kill others first when memory runs out, whatever pods are guaranteed (-997 by the kubelet).
 
     Children inherit it: containers are given a score of their own, and so is the storage agent's worker.

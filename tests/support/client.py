@@ -54,6 +54,14 @@ class Client:
             setattr(config, field, value)
         return config
 
+    def privileged_pod_config(self) -> cri.PodSandboxConfig:
+        """A pod that may have privileged containers."""
+        config = self.pod_config()
+        assert config.linux is not None
+        assert config.linux.security_context is not None
+        config.linux.security_context.privileged = True
+        return config
+
     async def run_pod(self, config: cri.PodSandboxConfig | None = None) -> str:
         config = config or self.pod_config()
         reply = await self.runtime.run_pod_sandbox(cri.RunPodSandboxRequest(config=config))

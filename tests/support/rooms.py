@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from criw import kernel
 from criw.ids import new_id
 from criw.store import Store, open_store
 from criw_proto.runtime import v1 as cri
+from criw_supervisor import processes
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.containers.containers import Containers
 from criw_supervisor.containers.create import CreateContainer
@@ -71,6 +72,12 @@ class FakeKernel:
         self.mounts.discard(os.fspath(target))
 
 
+@contextlib.contextmanager
+def _pid_namespace(pid: int, started: int) -> Iterator[str]:
+    """Of the processes the fake handler has not."""
+    yield f"/fake/{pid}/{started}"
+
+
 class Rooms:
     """Use `running_rooms()`."""
 
@@ -80,6 +87,7 @@ class Rooms:
         self._directory = directory
         self._tasks = tasks
         self.kernel = FakeKernel(patch)
+        patch.setattr(processes, "pid_namespace", _pid_namespace)
         self.agents = agents
         hierarchy = directory / "cgroup"
         hierarchy.mkdir()

@@ -109,6 +109,8 @@ class Cgroups:
     def kill(self, cgroup: str) -> None:
         """SIGKILL everything in the cgroup until nothing is left. Raises Unavailable after some seconds."""
         tops, seen = self.directories(cgroup), self.processes(cgroup)
+        if not seen:
+            return
 
         def look() -> set[int]:
             pids = self.processes(cgroup)
@@ -127,9 +129,9 @@ class Cgroups:
             raise Unavailable(f"cannot kill the processes {sorted(left)} of cgroup {cgroup}; try again")
 
     def thaw(self, cgroup: str) -> None:
-        """Have nothing in the cgroup or below it be frozen."""
-        for top in self.directories(cgroup):
-            killing.thaw(top)
+        """Have nothing in the cgroup or below it be frozen that could not die so: on version 2 it can (cgroups(7))."""
+        if not self.v2 and (freezer := self.directory("freezer", cgroup)) is not None:
+            killing.thaw(freezer)
 
     def directories(self, cgroup: str) -> list[Path]:
         """The cgroup's directory in each hierarchy, there or not."""

@@ -1,12 +1,15 @@
 """CreateContainer: image, root filesystem, OCI configuration, and the task that waits to be started."""
 
-import asyncio
+import contextlib
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from criw.errors import AlreadyExists, FailedPrecondition, Fault, InvalidArgument
 from criw_proto.runtime.v1 import NamespaceMode
+from criw_supervisor import processes
+from criw_supervisor.containers.lookups import Lookups
 from criw_supervisor.containers.request import ContainerPlan
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.ledger import REMOTE_UNDO_LIMIT_S, Ledger
@@ -14,7 +17,7 @@ from criw_supervisor.ledger.pod import Pod
 from criw_supervisor.ledger.records import ContainerRecord, IntentRecord
 from criw_supervisor.ledger.sameness import digest
 from criw_supervisor.ledger.states import ContainerState
-from criw_supervisor.oci.document import ContainerSpec, Host, PodView, build
+from criw_supervisor.oci.document import ContainerSpec, Host, Outside, PodView, build
 from criw_supervisor.oci.image import ImageConfig, parse_image_config
 from criw_supervisor.peers.images import Images
 from criw_supervisor.peers.storage import Storage
@@ -34,6 +37,7 @@ class CreateContainer:
         self._images = images
         self._storage = storage
         self._host = host
+        self._lookups = Lookups()
 
     async def create(self, pod: Pod, plan: ContainerPlan) -> str:
         """Make the container; its id, which is another's if the same request was carried out before.
@@ -60,12 +64,18 @@ class CreateContainer:
 
     async def _make(self, pod: Pod, plan: ContainerPlan, handler: Handler, task: Task) -> ContainerRecord:
         image = await self._images.inspect(plan.image)
+        outside = await self._lookups.outside(plan.parts)
+        if plan.log_path:
+            await self._lookups.log_directory(plan.log_path)
         rootfs = await self._storage.create_rootfs(plan.id, image.id)
         config = parse_image_config(image.config, plan.image)
-        spec = await asyncio.to_thread(self._specify, pod, plan, config, rootfs, task.cgroup)
-        created = await handler.create(
-            Launch(task, plan.name.name, spec.document, plan.log_path, plan.terminal, plan.stdin, plan.stdin_once)
-        )
+        with contextlib.ExitStack() as held:  # the namespace must be there until the runtime has joined it
+            shared = self._pid_namespace(pod, plan, held)
+            specify = partial(self._specify, pod, plan, config, rootfs, task.cgroup, outside, shared)
+            spec = await self._lookups.look("volumes of", plan.id, specify)
+            created = await handler.create(
+                Launch(task, plan.name.name, spec.document, plan.log_path, plan.terminal, plan.stdin, plan.stdin_once)
+            )
         return ContainerRecord(
             id=plan.id,
             pod_id=pod.id,
@@ -86,29 +96,38 @@ class CreateContainer:
             stop_signal=plan.stop_signal or parse_signal(config.stop_signal or "SIGTERM"),
         )
 
-    def _specify(self, pod: Pod, plan: ContainerPlan, image: ImageConfig, rootfs: Path, cgroup: str) -> ContainerSpec:
-        infra = self._ledger.infra.get(pod.id)
+    def _specify(
+        self, pod: Pod, plan: ContainerPlan, image: ImageConfig, rootfs: Path, cgroup: str, outside: Outside,
+        shared: str | None,
+    ) -> ContainerSpec:  # fmt: skip
+        targeted = plan.parts.pid == NamespaceMode.TARGET
         view = PodView(
             hostname=pod.record.hostname,
-            namespaces=pod.namespaces(infra.record if infra is not None else None),
+            namespaces=pod.namespaces() | ({"pid": shared} if shared is not None and not targeted else {}),
             host_pid=pod.options.pid == NamespaceMode.NODE,
             files=pod.files.mounts(),
         )
-        target = self._target(pod, plan)
         return build(
-            plan.parts, image=image, rootfs=rootfs, cgroup=cgroup, pod=view, host=self._host, target_pid=target
-        )
+            plan.parts, image=image, rootfs=rootfs, cgroup=cgroup, pod=view, host=self._host, outside=outside,
+            target=shared if targeted else None,
+        )  # fmt: skip
 
-    def _target(self, pod: Pod, plan: ContainerPlan) -> int | None:
-        """The init of the container whose PID namespace is to be joined (namespace mode TARGET)."""
-        if plan.parts.pid != NamespaceMode.TARGET:
+    def _pid_namespace(self, pod: Pod, plan: ContainerPlan, held: contextlib.ExitStack) -> str | None:
+        """The PID namespace to be joined, if any: the pod's, or of the container the request names (mode TARGET)."""
+        holder = self._ledger.infra.get(pod.id)
+        if plan.parts.pid == NamespaceMode.TARGET:
+            holder = self._target(pod, plan)
+        elif plan.parts.pid != NamespaceMode.POD or holder is None:
             return None
+        return held.enter_context(processes.pid_namespace(holder.record.pid, holder.record.pid_started))
+
+    def _target(self, pod: Pod, plan: ContainerPlan) -> Container:
         target = self._ledger.containers.find(plan.parts.target_id)
         if target.record.pod_id != pod.id:
             raise InvalidArgument(f"cannot join the processes of container {target.id}: it is in another pod")
         if not target.running:
             raise FailedPrecondition(f"cannot join the processes of container {target.id}: it is not running")
-        return target.record.pid
+        return target
 
     async def undo(self, intent: IntentRecord) -> None:
         """Take away whatever of a container was made. Repeating it is a success."""

@@ -1,16 +1,23 @@
 """What is done when a container has ended, by itself or because it was stopped."""
 
+import asyncio
 import logging
 import time
+from functools import partial
+from pathlib import Path
 
 from criw.errors import Fault
+from criw.kernel import in_fresh_thread
+from criw_supervisor.containers.log_end import complete
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.ledger import Ledger
+from criw_supervisor.ledger.records import ContainerRecord
 from criw_supervisor.ledger.states import ContainerState, Reason
 from criw_supervisor.runtimes.handler import LOST_CODE, End, task_of
 from criw_supervisor.runtimes.handlers import Handlers
 
 log = logging.getLogger(__name__)
+_LOG_LIMIT_S = 5.0
 
 
 async def record_end(container: Container, *, ledger: Ledger, handlers: Handlers, surely: bool = False) -> None:
@@ -34,9 +41,20 @@ async def record_end(container: Container, *, ledger: Ledger, handlers: Handlers
                 message="the exit code is lost: the container's monitor (conmon) was killed, or the host restarted",
             )  # fmt: skip
         else:
+            await _complete_log(record)
             await ended(
                 container, ledger=ledger, handlers=handlers, code=end.code, at_ns=end.at_ns, reason=_reason(end)
             )
+
+
+async def _complete_log(record: ContainerRecord) -> None:
+    if not record.log_path:
+        return
+    try:
+        async with asyncio.timeout(_LOG_LIMIT_S):
+            await in_fresh_thread(partial(complete, Path(record.log_path)))  # the path may hang: it is the request's
+    except OSError as err:  # TimeoutError, too: the log is as its writer left it
+        log.warning("cannot complete the log of a container", extra={"container": record.id, "error": str(err)})
 
 
 def _reason(end: End) -> Reason:

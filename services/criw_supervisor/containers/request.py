@@ -38,6 +38,11 @@ def plan(container_id: str, config: cri.ContainerConfig | None, pod: Pod) -> Con
         raise InvalidArgument("cannot create the container: config.metadata.name is missing")
     if config.image is None or not config.image.image:
         raise InvalidArgument(f"cannot create container {config.metadata.name}: config.image.image is missing")
+    made = parts(config)
+    if made.privileged and not _is_privileged(pod.config):
+        raise InvalidArgument(
+            f"cannot create container {config.metadata.name}: it is privileged and its pod sandbox is not"
+        )
     return ContainerPlan(
         id=container_id,
         name=ContainerName.of(config.metadata),
@@ -49,8 +54,13 @@ def plan(container_id: str, config: cri.ContainerConfig | None, pod: Pod) -> Con
         stdin=config.stdin,
         stdin_once=config.stdin_once,
         stop_signal=of_cri(config.stop_signal),
-        parts=parts(config),
+        parts=made,
     )
+
+
+def _is_privileged(pod: cri.PodSandboxConfig) -> bool:
+    security = pod.linux.security_context if pod.linux is not None else None
+    return security is not None and security.privileged
 
 
 def _log_path(config: cri.ContainerConfig, pod: cri.PodSandboxConfig, name: str) -> str:
@@ -62,4 +72,9 @@ def _log_path(config: cri.ContainerConfig, pod: cri.PodSandboxConfig, name: str)
             f"cannot create container {name}: log_path {config.log_path} must be relative to the pod's log_directory, "
             "and inside it"
         )
-    return os.path.normpath(f"{pod.log_directory}/{config.log_path}")
+    path = os.path.normpath(f"{pod.log_directory}/{config.log_path}")
+    if path == os.path.normpath(pod.log_directory):
+        raise InvalidArgument(f"cannot create container {name}: log_path {config.log_path} names a directory")
+    if ":" in path or "\0" in path:  # a colon divides conmon's driver from its path
+        raise InvalidArgument(f"cannot create container {name}: its log {path!r} must have no colon or NUL in its path")
+    return path

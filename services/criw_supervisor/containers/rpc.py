@@ -10,6 +10,7 @@ from criw.rpc.server import serialized
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.containers.containers import Containers
 from criw_supervisor.containers.log import reopen
+from criw_supervisor.containers.lookups import Lookups
 from criw_supervisor.containers.request import plan
 from criw_supervisor.face import Face
 from criw_supervisor.ledger.container import Container
@@ -25,6 +26,7 @@ class ContainersFace(Face):
         self._ledger = ledger
         self._handlers = handlers
         self._containers = containers
+        self._lookups = Lookups()
 
     def answers(self) -> dict[str, Handler]:
         path = "/runtime.v1.RuntimeService/ListContainers"
@@ -67,7 +69,7 @@ class ContainersFace(Face):
 
     async def reopen_container_log(self, message: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
         container = self._ledger.containers.find(message.container_id)
-        await reopen(container, ledger=self._ledger, handlers=self._handlers)
+        await reopen(container, ledger=self._ledger, handlers=self._handlers, lookups=self._lookups)
         return cri.ReopenContainerLogResponse()
 
     async def update_container_resources(

@@ -77,21 +77,27 @@ class Execs:
         self._output_limit = output_limit
 
     async def run_sync(self, container: Container, command: list[str], *, timeout_s: float) -> ExecResult:
-        """Run `command` and wait for its end, at most `timeout_s` seconds (0: for ever).
+        """Run `command` and wait for its end, at most `timeout_s` seconds (0: for ever), its start included.
 
         It has the container's user, environment and limits. Raises FailedPrecondition if the container does not run,
         DeadlineExceeded after the timeout, with the command and what it started killed; Failed if it cannot be run.
         """
         if not command:
             raise InvalidArgument(f"cannot run a command in container {container.id}: cmd is empty")
+        if timeout_s < 0:
+            raise InvalidArgument(f"cannot run a command in container {container.id}: timeout must not be negative")
         if not container.running:
             raise FailedPrecondition(
                 f"cannot run a command in container {container.id}: it is {container.record.state}"
             )
         out, err = Capture(self._output_limit), Capture(self._output_limit)
         try:
-            running = await self._start(container, command, out, err)
-            code = await _wait(running, timeout_s)
+            try:
+                async with asyncio.timeout(timeout_s or None):
+                    running = await self._start(container, command, out, err)
+                    code = await _wait(running)
+            except TimeoutError as late:
+                raise DeadlineExceeded(f"cannot finish the command within {timeout_s:g} s: it was killed") from late
             for pipe in (out, err):
                 await pipe.wait_for_rest()
         finally:
@@ -113,13 +119,9 @@ class Execs:
             err.close_write_end()
 
 
-async def _wait(running: Exec, timeout_s: float) -> int:
+async def _wait(running: Exec) -> int:
     try:
-        async with asyncio.timeout(timeout_s or None):
-            return await running.wait()
-    except TimeoutError as err:
-        await run_to_end(running.kill(), limit_s=_KILL_LIMIT_S)
-        raise DeadlineExceeded(f"cannot finish the command within {timeout_s:g} s: it was killed") from err
+        return await running.wait()
     except asyncio.CancelledError:
         await run_to_end(running.kill(), limit_s=_KILL_LIMIT_S)
         raise

@@ -26,9 +26,14 @@ class PodFiles:
     def shm(self) -> Path:
         return self.directory / "shm"
 
+    @property
+    def own_etc(self) -> Path:
+        """A file system of its own: containers write to the files in it."""
+        return self.directory / "etc"
+
     def etc(self, name: str) -> Path:
         """One of `ETC`."""
-        return self.directory / name
+        return self.own_etc / name
 
     def namespaces(self) -> dict[str, str]:
         """OCI type and path of the namespaces pinned here."""

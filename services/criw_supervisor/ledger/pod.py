@@ -6,7 +6,7 @@ from typing import NamedTuple
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.ledger.index import chunk
 from criw_supervisor.ledger.places import PodFiles
-from criw_supervisor.ledger.records import ContainerRecord, PodRecord
+from criw_supervisor.ledger.records import PodRecord
 from criw_supervisor.ledger.states import PodState
 
 
@@ -68,13 +68,11 @@ class Pod:
     def options(self) -> cri.NamespaceOption:
         return namespace_options(self.config)
 
-    def namespaces(self, infra: ContainerRecord | None) -> dict[str, str]:
-        """OCI type and path of the namespaces a container of the pod joins."""
+    def namespaces(self) -> dict[str, str]:
+        """OCI type and path of the namespaces a container of the pod joins, but for a shared PID namespace."""
         result = self.files.namespaces()
         if self.record.netns:
             result["network"] = self.record.netns
-        if infra is not None:
-            result["pid"] = f"/proc/{infra.pid}/ns/pid"
         return result
 
     def status(self) -> cri.PodSandboxStatus:

@@ -1,15 +1,17 @@
 """The whole OCI configuration of one container, put together from its parts."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.errors import InvalidArgument
+from criw.errors import FailedPrecondition, InvalidArgument
 from criw_proto.runtime.v1 import LinuxContainerResources, NamespaceMode
 from criw_supervisor.oci import JsonObject, capabilities, devices, mounts, resources, seccomp, users
 from criw_supervisor.oci.image import ImageConfig
 from criw_supervisor.oci.parts import Parts
+from criw_supervisor.oci.tree import Tree
 
 OCI_VERSION: Final = "1.0.2"
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -24,6 +26,8 @@ class Host:
     held: frozenset[str]  # capabilities
     oom_score: resources.OomScore
     pids_limit: int
+    apparmor: bool = False  # whether the kernel enforces it
+    selinux: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class PodView:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """What was found at the paths of the host that the request names."""
+
+    sources: Mapping[str, mounts.Source]
+    devices: Mapping[str, devices.Found]
+
+
+@dataclass(frozen=True)
 class ContainerSpec:
     """The configuration, and what the container's status tells of it."""
 
@@ -46,22 +58,25 @@ class ContainerSpec:
 
 
 def build(
-    parts: Parts, *, image: ImageConfig, rootfs: Path, cgroup: str, pod: PodView, host: Host, target_pid: int | None
-) -> ContainerSpec:
-    """The OCI configuration. Blocking (reads the image's passwd, the host's mounts and devices).
+    parts: Parts, *, image: ImageConfig, rootfs: Path, cgroup: str, pod: PodView, host: Host, outside: Outside,
+    target: str | None,
+) -> ContainerSpec:  # fmt: skip
+    """The OCI configuration. Blocking (reads the image's passwd, a seccomp profile and the host's devices).
 
-    `target_pid` is the init of the container whose PID namespace is joined, for the namespace mode TARGET.
+    `target` is the PID namespace of the container whose processes are shared, for the namespace mode TARGET.
     Raises InvalidArgument or FailedPrecondition for what cannot be given.
     """
+    _refuse_unenforced(parts, host)
+    everything, tree = _mounts(parts, image, rootfs, pod, host, outside)
     limits = resources.supported(parts.resources, cgroup_v2=host.cgroup_v2, swap=host.swap)
     held = capabilities.effective(parts.capabilities, privileged=parts.privileged, held=host.held)
     user = users.resolve_user(rootfs, parts.user, image_user=image.user)
-    nodes = devices.nodes(parts.devices, privileged=parts.privileged)
+    nodes = devices.nodes(parts.devices, outside.devices, privileged=parts.privileged)
     linux: JsonObject = {
         "cgroupsPath": cgroup,
-        "namespaces": _namespaces(parts, pod, target_pid, cgroup_v2=host.cgroup_v2),
+        "namespaces": _namespaces(parts, pod, target, cgroup_v2=host.cgroup_v2),
         "resources": _resources(limits, nodes, host, privileged=parts.privileged),
-        "devices": devices.oci(nodes),
+        "devices": [{**node, "path": tree.resolve(str(node["path"]))} for node in devices.oci(nodes)],
         "maskedPaths": list(parts.paths.masked),
         "readonlyPaths": list(parts.paths.readonly),
     }
@@ -73,17 +88,41 @@ def build(
         "ociVersion": OCI_VERSION,
         "root": {"path": os.fspath(rootfs), "readonly": parts.paths.readonly_root},
         "process": _process(parts, image, user, held, pod, host),
-        "mounts": mounts.in_order(
-            mounts.kernel_mounts(
-                privileged=parts.privileged, own_ipc="ipc" in pod.namespaces, cgroup_v2=host.cgroup_v2
-            ),
-            mounts.pod_mounts(pod.files, parts.mount_points, readonly=parts.paths.readonly_root),
-            mounts.user_mounts(parts.mounts),
-        ),
+        "mounts": everything,
         # No annotations: runtimes take orders from some of them, and the request's are the user's.
         "linux": linux,
     }
     return ContainerSpec(document, user, limits)
+
+
+def _mounts(
+    parts: Parts, image: ImageConfig, rootfs: Path, pod: PodView, host: Host, outside: Outside
+) -> tuple[list[JsonObject], Tree]:
+    Tree(rootfs).refuse_links("/dev", "/proc", "/sys")
+    readonly = parts.paths.readonly_root
+    in_order, tree = mounts.in_order(
+        mounts.kernel_mounts(privileged=parts.privileged, own_ipc="ipc" in pod.namespaces, cgroup_v2=host.cgroup_v2),
+        mounts.pod_mounts(pod.files, parts.mount_points, readonly=readonly),
+        mounts.user_mounts(parts.mounts, outside.sources),
+        rootfs,
+    )
+    tree.refuse_endless("/etc/passwd", "/etc/group")  # every runtime reads them
+    # First: what is mounted below a volume comes on top of it.
+    return [*mounts.of_volumes(image.volumes, tree, readonly_root=readonly), *in_order], tree
+
+
+def _refuse_unenforced(parts: Parts, host: Host) -> None:
+    """What the request asks to be confined by, where the kernel would do it and we do not have it done yet."""
+    if host.apparmor and parts.confined.apparmor:
+        raise FailedPrecondition(
+            f"cannot run container {parts.name} under AppArmor's default profile: it is not supported yet; "
+            "ask for Unconfined"
+        )
+    if host.selinux and parts.confined.selinux:
+        raise FailedPrecondition(
+            f"cannot run container {parts.name} with SELinux labels: they are not supported yet; leave out "
+            "selinux_options and selinux_relabel"
+        )
 
 
 def _process(
@@ -134,11 +173,11 @@ def _environment(parts: Parts, image: ImageConfig, hostname: str, home: str) -> 
     return [f"{key}={value}" for key, value in variables.items()]
 
 
-def _namespaces(parts: Parts, pod: PodView, target_pid: int | None, *, cgroup_v2: bool) -> list[JsonObject]:
+def _namespaces(parts: Parts, pod: PodView, target: str | None, *, cgroup_v2: bool) -> list[JsonObject]:
     result: list[JsonObject] = [{"type": "mount"}]
     result += [{"type": kind, "path": path} for kind, path in pod.namespaces.items() if kind != "pid"]
-    if target_pid is not None:
-        result.append({"type": "pid", "path": f"/proc/{target_pid}/ns/pid"})
+    if target is not None:
+        result.append({"type": "pid", "path": target})
     elif parts.pid == NamespaceMode.POD and "pid" in pod.namespaces:
         result.append({"type": "pid", "path": pod.namespaces["pid"]})
     elif parts.pid == NamespaceMode.CONTAINER or (parts.pid == NamespaceMode.POD and not pod.host_pid):

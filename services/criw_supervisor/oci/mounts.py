@@ -1,7 +1,9 @@
 """What a container sees besides its root: kernel file systems, the pod's files, the user's mounts."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -9,6 +11,9 @@ from criw.errors import Failed, InvalidArgument
 from criw.mountinfo import mount_of
 from criw_proto.runtime.v1 import Mount, MountPropagation
 from criw_supervisor.oci import JsonObject
+from criw_supervisor.oci.tree import Tree
+
+log = logging.getLogger(__name__)
 
 _PROPAGATION: Final = {
     MountPropagation.PROPAGATION_PRIVATE: "rprivate",
@@ -17,14 +22,60 @@ _PROPAGATION: Final = {
 }
 
 
-def in_order(kernel: Sequence[JsonObject], pod: Sequence[JsonObject], user: Sequence[JsonObject]) -> list[JsonObject]:
+@dataclass(frozen=True)
+class Source:
+    """What is at a path of the host that a request wants mounted."""
+
+    path: str  # links followed
+    shared: bool = False  # where it is mounted: see `criw.mountinfo.Mount`
+    slave: bool = False
+
+
+def in_order(
+    kernel: Sequence[JsonObject], pod: Sequence[JsonObject], user: Sequence[JsonObject], rootfs: Path
+) -> tuple[list[JsonObject], Tree]:
     """Everything in the order it is mounted, parents before children: a volume on /etc does not hide the pod's hosts.
 
-    What the user mounts takes the place of a kernel file system.
+    What the user mounts takes the place of a kernel file system. Links in a destination are followed here, as a runtime
+    may follow them out of the root: /var/run is one in most images. Returns the tree the container will see, too.
     """
     taken = {mount["destination"] for mount in user}
-    everything = [*(mount for mount in kernel if mount["destination"] not in taken), *pod, *user]
-    return sorted(everything, key=lambda mount: len(PurePosixPath(str(mount["destination"])).parts))
+    mounts = [*(mount for mount in kernel if mount["destination"] not in taken), *pod, *user]
+    for _ in range(2):  # again where one comes to lie below another that was after it
+        tree = Tree(rootfs)
+        mounts = [_placed(mount, tree) for mount in _parents_first(mounts)]
+    return _parents_first(mounts), tree
+
+
+def _parents_first(mounts: Sequence[JsonObject]) -> list[JsonObject]:
+    return sorted(mounts, key=lambda mount: len(PurePosixPath(str(mount["destination"])).parts))
+
+
+def _placed(mount: JsonObject, tree: Tree) -> JsonObject:
+    destination = tree.resolve(str(mount["destination"]))
+    tree.mount(destination, Path(str(mount["source"])) if mount["type"] == "bind" else None)
+    return {**mount, "destination": destination}
+
+
+def of_volumes(volumes: Sequence[str], tree: Tree, *, readonly_root: bool) -> list[JsonObject]:
+    """Have the directories an image calls its volumes in its root, and writable though the root is not.
+
+    They are in the container's own layer, and go with it. One that something is mounted over is that. Blocking.
+    Raises InvalidArgument for one that is no directory.
+    """
+    result = []
+    for volume in volumes:
+        path = tree.resolve(volume)
+        place = tree.on_host(path)
+        if path == "/" or place is None or tree.mount_point(path) != "/":
+            continue
+        try:
+            place.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as err:
+            raise InvalidArgument(f"cannot make volume {volume} of the image: {err.strerror}") from err
+        if readonly_root:
+            result.append(_mount(path, "bind", os.fspath(place), ["rbind", "rprivate", "rw"]))
+    return result
 
 
 def kernel_mounts(*, privileged: bool, own_ipc: bool, cgroup_v2: bool) -> list[JsonObject]:
@@ -58,12 +109,35 @@ def pod_mounts(files: Mapping[str, Path], taken: set[str], *, readonly: bool) ->
     return result
 
 
-def user_mounts(mounts: Sequence[Mount]) -> list[JsonObject]:
-    """The mounts of the request. Raises InvalidArgument naming the mount that cannot be.
+def user_mounts(mounts: Sequence[Mount], sources: Mapping[str, Source]) -> list[JsonObject]:
+    """The mounts of the request, given what is at each host path. Raises InvalidArgument if it does not propagate."""
+    return [_user_mount(mount, sources[mount.host_path]) for mount in mounts]
 
-    Raises Failed beginning with ImageVolumeMountFailed, the prefix the kubelet looks for, for an image volume.
+
+def needs_propagation(mount: Mount) -> bool:
+    """Whether it matters how what the source is on propagates."""
+    return _PROPAGATION[mount.propagation] != "rprivate"
+
+
+def look(host_path: str, *, propagation: bool) -> Source:
+    """What is at a path of the host; a directory is made where nothing is, which manifests have come to rely on.
+
+    `propagation` is whether to find out how that propagates, which takes reading the whole mount table. Blocking, and
+    for ever on a file server that does not answer. Raises InvalidArgument.
     """
-    return [_user_mount(mount) for mount in mounts]
+    try:
+        try:
+            path = os.path.realpath(host_path, strict=True)
+        except FileNotFoundError:
+            Path(host_path).mkdir(mode=0o755, parents=True)
+            log.info("made a directory to be mounted", extra={"path": host_path})
+            path = os.path.realpath(host_path, strict=True)
+        if not propagation:
+            return Source(path)
+        found = mount_of(Path(path))
+    except OSError as err:
+        raise InvalidArgument(f"cannot mount {host_path}: {err.strerror} on the host") from err
+    return Source(path, shared=found.shared, slave=found.slave)
 
 
 def propagation_of_root(mounts: Sequence[Mount]) -> str:
@@ -74,7 +148,11 @@ def propagation_of_root(mounts: Sequence[Mount]) -> str:
     return "rslave" if MountPropagation.PROPAGATION_HOST_TO_CONTAINER in kinds else ""
 
 
-def _user_mount(mount: Mount) -> JsonObject:
+def check(mount: Mount) -> None:
+    """Raises InvalidArgument for a mount that cannot be, whatever there is on the host.
+
+    Raises Failed beginning with ImageVolumeMountFailed, the prefix the kubelet looks for, for an image volume.
+    """
     where = mount.container_path
     if not where.startswith("/"):
         raise InvalidArgument(f"cannot mount on {where or '(nothing)'}: container_path must be absolute")
@@ -90,39 +168,29 @@ def _user_mount(mount: Mount) -> JsonObject:
         )
     if mount.mount_options:
         raise InvalidArgument(f"cannot mount on {where}: mount_options are not supported by this runtime (see Status)")
-    source = _real_source(mount)
-    options = ["rbind", _propagation(mount, source), "ro" if mount.readonly else "rw"]
-    return _mount(os.path.normpath(where), "bind", source, options)
-
-
-def _real_source(mount: Mount) -> str:
     if not mount.host_path.startswith("/") or "\0" in mount.host_path:
         raise InvalidArgument(
             f"cannot mount {mount.host_path or '(nothing)'} on {mount.container_path}: host_path must be absolute"
         )
-    try:
-        return os.path.realpath(mount.host_path, strict=True)
-    except OSError as err:
-        raise InvalidArgument(
-            f"cannot mount {mount.host_path} on {mount.container_path}: {err.strerror} on the host; create it first"
-        ) from err
-
-
-def _propagation(mount: Mount, source: str) -> str:
     if mount.propagation not in _PROPAGATION:
         raise InvalidArgument(f"cannot mount on {mount.container_path}: unknown propagation {mount.propagation}")
+
+
+def _user_mount(mount: Mount, source: Source) -> JsonObject:
+    options = ["rbind", _propagation(mount, source), "ro" if mount.readonly else "rw"]
+    return _mount(os.path.normpath(mount.container_path), "bind", source.path, options)
+
+
+def _propagation(mount: Mount, source: Source) -> str:
     wanted = _PROPAGATION[mount.propagation]
-    if wanted == "rprivate":
-        return wanted
-    found = mount_of(Path(source))
-    if wanted == "rshared" and not found.shared:
+    if wanted == "rshared" and not source.shared:
         raise InvalidArgument(
-            f"cannot mount {source} on {mount.container_path} with bidirectional propagation: it is not on a shared "
-            "mount; run mount --make-rshared on its mount point"
+            f"cannot mount {source.path} on {mount.container_path} with bidirectional propagation: it is not on a "
+            "shared mount; run mount --make-rshared on its mount point"
         )
-    if wanted == "rslave" and not (found.shared or found.slave):
+    if wanted == "rslave" and not (source.shared or source.slave):
         raise InvalidArgument(
-            f"cannot mount {source} on {mount.container_path} with propagation from the host: it is on a private "
+            f"cannot mount {source.path} on {mount.container_path} with propagation from the host: it is on a private "
             "mount; run mount --make-rshared on its mount point"
         )
     return wanted

@@ -10,6 +10,7 @@ from criw.errors import FailedPrecondition, InvalidArgument
 from criw_proto.runtime.v1 import (
     ContainerConfig,
     Device,
+    KeyValue,
     LinuxContainerConfig,
     LinuxContainerResources,
     LinuxContainerSecurityContext,
@@ -20,7 +21,7 @@ from criw_proto.runtime.v1 import (
     SecurityProfileProfileType,
     SupplementalGroupsPolicy,
 )
-from criw_supervisor.oci import capabilities, resources, users
+from criw_supervisor.oci import capabilities, mounts, resources, users
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Paths:
 
 
 @dataclass(frozen=True)
+class Confined:
+    """Whether the process is to be confined by a security module of the kernel."""
+
+    apparmor: bool  # by the default profile
+    selinux: bool
+
+
+@dataclass(frozen=True)
 class Parts:
     """See the modules of this package for each."""
 
@@ -58,6 +67,7 @@ class Parts:
     pid: NamespaceMode
     target_id: str  # the container whose PID namespace is joined, for the mode TARGET
     paths: Paths
+    confined: Confined
     mounts: tuple[Mount, ...]
     devices: tuple[Device, ...]
     resources: LinuxContainerResources
@@ -75,6 +85,8 @@ def parts(config: ContainerConfig) -> Parts:
     options = security.namespace_options or NamespaceOption()
     name = config.metadata.name if config.metadata else ""
     _refuse_unsupported(config, security, options)
+    for mount in config.mounts:
+        mounts.check(mount)
     wanted = linux.resources or LinuxContainerResources()
     resources.check(wanted)
     return Parts(
@@ -83,7 +95,7 @@ def parts(config: ContainerConfig) -> Parts:
         process=Process(
             command=tuple(config.command),
             args=tuple(config.args),
-            env=tuple(f"{pair.key}={pair.value.decode('utf-8', 'surrogateescape')}" for pair in config.envs),
+            env=tuple(_variable(name, pair) for pair in config.envs),
             working_dir=config.working_dir,
             terminal=config.tty,
             no_new_privileges=security.no_new_privs and not security.privileged,
@@ -95,10 +107,20 @@ def parts(config: ContainerConfig) -> Parts:
         pid=options.pid,
         target_id=options.target_id,
         paths=_paths(security),
+        confined=_confined(config, security),
         mounts=tuple(config.mounts),
         devices=tuple(config.devices),
         resources=wanted,
     )
+
+
+def _variable(name: str, pair: KeyValue) -> str:
+    try:
+        return f"{pair.key}={pair.value.decode()}"
+    except UnicodeDecodeError as err:  # OCI configurations are JSON
+        raise InvalidArgument(
+            f"cannot run container {name}: environment variable {pair.key} is not UTF-8, and would reach it altered"
+        ) from err
 
 
 def _refuse_unsupported(
@@ -116,6 +138,18 @@ def _refuse_unsupported(
         named = security.apparmor_profile.removeprefix("localhost/")
     if named and not security.privileged:
         raise FailedPrecondition(f"cannot use AppArmor profile {named}: AppArmor is not supported yet")
+
+
+def _confined(config: ContainerConfig, security: LinuxContainerSecurityContext) -> Confined:
+    profile = security.apparmor
+    default = SecurityProfileProfileType.RuntimeDefault
+    asked = security.apparmor_profile == "runtime/default" if profile is None else profile.profile_type == default
+    labels = security.selinux_options
+    return Confined(
+        apparmor=asked and not security.privileged,
+        selinux=(labels is not None and any((labels.user, labels.role, labels.type, labels.level)))
+        or any(mount.selinux_relabel for mount in config.mounts),
+    )
 
 
 def _is_localhost(profile: SecurityProfile) -> bool:

@@ -6,7 +6,9 @@ ENOSYS, so that a C library newer than the list falls back to what it used befor
 """
 
 import json
+import os
 import platform
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +16,13 @@ from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import SecurityProfile, SecurityProfileProfileType
 from criw_supervisor.oci import JsonObject
 
+_PROFILE_LIMIT: Final = 4 * 1024 * 1024  # bytes
 _EPERM: Final = 1
 _ENOSYS: Final = 38
 _CLONE_NAMESPACES: Final = 0x7E020000  # every CLONE_NEW… flag
-_AF_VSOCK: Final = 40
+# Kinds of sockets a container may have. Not AF_ALG (38): bugs behind it let a reader of a file change it in memory, and
+# containers share the files of layers (CVE-2026-31431). Not AF_VSOCK (40), which reaches the hypervisor, nor dead ones.
+_FAMILIES: Final = (*range(12), *range(13, 19), 21, 22, 24, *range(26, 34), 35, 36, 39, *range(41, 46))
 
 _ALLOWED: Final = (
     "_llseek", "_newselect", "accept", "accept4", "access", "adjtimex", "alarm", "bind", "brk", "cachestat",
@@ -39,8 +44,8 @@ _ALLOWED: Final = (
     "io_getevents", "io_pgetevents", "io_pgetevents_time64", "io_setup", "io_submit", "ioctl", "ioprio_get",
     "ioprio_set", "ipc", "kill", "landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self",
     "lchown", "lchown32", "lgetxattr", "link", "linkat", "listen", "listmount", "listxattr", "listxattrat",
-    "llistxattr", "lremovexattr", "lseek", "lsetxattr", "lsm_get_self_attr", "lsm_list_modules",
-    "lsm_set_self_attr", "lstat", "lstat64", "madvise", "map_shadow_stack", "membarrier", "memfd_create",
+    "llistxattr", "lremovexattr", "lseek", "lsetxattr", "lstat", "lstat64", "madvise", "map_shadow_stack",
+    "membarrier", "memfd_create",
     "memfd_secret", "mincore", "mkdir", "mkdirat", "mknod", "mknodat", "mlock", "mlock2", "mlockall", "mmap",
     "mmap2", "mprotect", "mq_getsetattr", "mq_notify", "mq_open", "mq_timedreceive", "mq_timedreceive_time64",
     "mq_timedsend", "mq_timedsend_time64", "mq_unlink", "mremap", "mseal", "msgctl", "msgget", "msgrcv",
@@ -67,14 +72,15 @@ _ALLOWED: Final = (
     "tgkill", "time", "timer_create", "timer_delete", "timer_getoverrun", "timer_gettime", "timer_gettime64",
     "timer_settime", "timer_settime64", "timerfd_create", "timerfd_gettime", "timerfd_gettime64",
     "timerfd_settime", "timerfd_settime64", "times", "tkill", "truncate", "truncate64", "ugetrlimit", "umask",
-    "uname", "unlink", "unlinkat", "utime", "utimensat", "utimensat_time64", "utimes", "vfork", "wait4",
-    "waitid", "waitpid", "write", "writev",
+    "uname", "unlink", "unlinkat", "uretprobe", "utime", "utimensat", "utimensat_time64", "utimes", "vfork",
+    "vmsplice", "wait4", "waitid", "waitpid", "write", "writev",
 )  # fmt: skip
 
 _BY_CAPABILITY: Final = {
     "DAC_READ_SEARCH": ["open_by_handle_at"],
     "SYS_ADMIN": [
         "bpf", "clone", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "lookup_dcookie",
+        "lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr",
         "mount", "mount_setattr", "move_mount", "open_tree", "perf_event_open", "pivot_root", "quotactl",
         "quotactl_fd", "setdomainname", "sethostname", "setns", "syslog", "umount", "umount2", "unshare",
     ],
@@ -95,7 +101,7 @@ _BY_CAPABILITY: Final = {
 _REFUSED: Final = [
     "add_key", "io_uring_enter", "io_uring_register", "io_uring_setup", "kexec_file_load", "kexec_load", "keyctl",
     "migrate_pages", "move_pages", "nfsservctl", "request_key", "swapoff", "swapon", "sysfs", "uselib", "userfaultfd",
-    "ustat", "vmsplice",
+    "ustat",
 ]  # fmt: skip
 
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -129,12 +135,21 @@ def _localhost(reference: str) -> JsonObject:
     if not path.is_absolute():
         raise InvalidArgument(f"cannot use seccomp profile {reference}: it must be an absolute path on the node")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as err:
+        content = json.loads(_plain(path))
+    except (OSError, ValueError, RecursionError) as err:
         raise InvalidArgument(f"cannot use seccomp profile {reference}: {err}") from err
     if not isinstance(content, dict):
         raise InvalidArgument(f"cannot use seccomp profile {reference}: it is not a JSON object")
     return content
+
+
+def _plain(path: Path) -> bytes:
+    """What is in a plain file, as far as a profile is ever long; a FIFO or device is not read."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no plain file")
+        return file.read(_PROFILE_LIMIT)
 
 
 def default(held: frozenset[str]) -> JsonObject:
@@ -150,7 +165,10 @@ def default(held: frozenset[str]) -> JsonObject:
         {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [_argument(0, value, "SCMP_CMP_EQ")]}
         for value in _PERSONALITIES
     ]
-    rules.append({"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [_argument(0, _AF_VSOCK, "SCMP_CMP_NE")]})
+    rules += [
+        {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [_argument(0, family, "SCMP_CMP_EQ")]}
+        for family in _FAMILIES
+    ]
     if "SYS_ADMIN" not in held:
         # Threads and processes may be made, namespaces not. clone3 hides its flags in memory that no filter sees: it
         # gets ENOSYS, upon which C libraries use clone.

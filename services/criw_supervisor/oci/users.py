@@ -35,7 +35,7 @@ class User:
 
     uid: int
     gid: int
-    groups: tuple[int, ...]
+    groups: tuple[int, ...]  # the primary one among them: a set-gid program must not be a way to be rid of it
     home: str
 
 
@@ -72,10 +72,10 @@ def resolve_user(rootfs: Path, asked: Asked, *, image_user: str) -> User:
         gid = _find_group(groups, group_text)
     else:
         gid = account.gid
-    extra = {_id(group) for group in asked.groups}
+    extra = {gid, *(_id(group) for group in asked.groups)}
     if asked.merge_image_groups and account.name:
         extra |= {number for _, number, members in groups if account.name in members}
-    return User(account.uid, gid, tuple(sorted(extra | ({gid} if extra else set()))), account.home)
+    return User(account.uid, gid, tuple(sorted(extra)), account.home)
 
 
 def _find_account(accounts: list[_Account], user: str) -> _Account:

@@ -1,18 +1,19 @@
 """A pod's hosts, hostname and resolv.conf, which its containers have in /etc."""
 
 import ipaddress
-import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from criw import kernel
 from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import DnsConfig
 from criw_supervisor.ledger.places import ETC, PodFiles
 
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_ROOM_BYTES: Final = 1024 * 1024  # for what containers add to the files
+_HOSTNAME_LIMIT: Final = 64  # bytes: sethostname(2)
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class EtcPlan:
 
 
 def is_hostname(text: str) -> bool:
-    """Whether the kernel and a hosts file would take the name."""
-    return _HOSTNAME.fullmatch(text) is not None
+    """Whether the kernel takes the name, and a hosts file as one word."""
+    return text.isprintable() and len(text.split()) == 1 and len(text.encode()) <= _HOSTNAME_LIMIT
 
 
 def hostname(asked: str, *, pod_name: str, pod_id: str, host_network: bool) -> str:
@@ -39,7 +40,7 @@ def hostname(asked: str, *, pod_name: str, pod_id: str, host_network: bool) -> s
     if not asked:
         return pod_name if is_hostname(pod_name) else pod_id[:12]
     if not is_hostname(asked):
-        raise InvalidArgument(f"cannot use hostname {asked!r}: letters, digits, dots and dashes only, at most 64")
+        raise InvalidArgument(f"cannot use hostname {asked!r}: at most 64 bytes, without white space")
     return asked
 
 
@@ -68,8 +69,15 @@ def resolv_conf(dns: DnsConfig | None) -> str:
 
 
 def write(files: PodFiles, plan: EtcPlan, ips: Sequence[str]) -> None:
-    """Write the files. Blocking."""
+    """Write the files, on a small file system of their own. Blocking.
+
+    Containers write to them as they like: what they can fill is only this, and what flags they set end with it.
+    """
     texts = {"hostname": f"{plan.hostname}\n", "hosts": _hosts(plan, ips), "resolv.conf": plan.resolv_conf}
+    size = sum(len(text.encode()) for text in texts.values()) + _ROOM_BYTES
+    files.own_etc.mkdir()
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("etc", files.own_etc, fstype="tmpfs", flags=flags, data=f"mode=755,size={size}")
     for name in ETC:
         files.etc(name).write_text(texts[name])
         files.etc(name).chmod(0o644)

@@ -57,13 +57,12 @@ def create(files: PodFiles, plan: NamespacesPlan) -> None:
 
 
 def unpin(files: PodFiles) -> None:
-    """Give back namespaces and shared memory; the files in /etc stay for the status. Repeating it is a success."""
+    """Give back namespaces, shared memory and the files in /etc. Repeating it is a success."""
     unpin_namespace(files.ipc)
     unpin_namespace(files.uts)
-    with suppress_errno(errno.ENOENT, errno.EINVAL):  # never made, or made but not mounted
-        kernel.umount2(files.shm, flags=kernel.MNT_DETACH)
-    with suppress_errno(errno.ENOENT):
-        files.shm.rmdir()
+    for directory in (files.shm, files.own_etc):
+        with suppress_errno(errno.ENOENT, errno.EINVAL):  # never made, or made but not mounted
+            kernel.umount2(directory, flags=kernel.MNT_DETACH)
 
 
 def remove(files: PodFiles) -> None:

@@ -48,13 +48,14 @@ class PodsFace(Face):
 
     def _info(self, pod: Pod) -> str:
         infra = self._ledger.infra.get(pod.id)
+        shared = {"pid": f"/proc/{infra.record.pid}/ns/pid"} if infra is not None else {}
         return json.dumps(
             {
                 "pid": infra.record.pid if infra is not None else 0,
                 "runtimeHandler": pod.record.runtime,
                 "netns": pod.record.netns,
                 "cgroup": pod.record.cgroup,
-                "namespaces": pod.namespaces(infra.record if infra is not None else None),
+                "namespaces": pod.namespaces() | shared,
                 "config": pod.config.to_dict(),
                 "runtimeSpec": Bundle(self._ledger.places.bundle(pod.id)).read() if infra is not None else {},
             }

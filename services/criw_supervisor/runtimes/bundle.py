@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from criw.errors import FailedPrecondition
+from criw.errors import FailedPrecondition, InvalidArgument
 from criw.kernel import suppress_errno
 from criw_supervisor.oci import JsonObject
 
 _MODE: Final = 0o700  # environment variables are in it
 _EXEC: Final = "exec-"
+
+
+def encoded(document: JsonObject) -> bytes:
+    """A document for the runtime. Raises InvalidArgument for text that is not Unicode, as some names of files are.
+
+    JSON cannot carry it: the runtime would take other names for it.
+    """
+    try:
+        return json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as err:
+        text = err.object[max(err.start - 60, 0) : err.end].rpartition('"')[2]
+        raise InvalidArgument(f"cannot hand {text!r} to the runtime: it is not UTF-8") from err
 
 
 @dataclass(frozen=True)
@@ -27,15 +39,16 @@ class Bundle:
         return self.directory / "config.json"
 
     def write(self, document: JsonObject) -> None:
-        """Make the bundle."""
+        """Make the bundle. Raises InvalidArgument for text that is not Unicode."""
+        content = encoded(document)
         self.directory.mkdir(parents=True)
         self.directory.chmod(_MODE)
-        self.config.write_text(json.dumps(document), encoding="utf-8", errors="surrogateescape")
+        self.config.write_bytes(content)
 
     def read(self) -> JsonObject:
         """The OCI configuration the container was made with; empty if the bundle is gone."""
         try:
-            document: JsonObject = json.loads(self.config.read_text(errors="surrogateescape"))
+            document: JsonObject = json.loads(self.config.read_text())
         except FileNotFoundError:
             return {}
         return document

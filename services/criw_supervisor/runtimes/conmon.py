@@ -13,14 +13,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from asyncinotify import Mask
 
-from criw.errors import Failed, FailedPrecondition, InvalidArgument, Unavailable
+from criw.errors import Failed, FailedPrecondition, Unavailable
 from criw.inotify import watching
 from criw.operations import until_gone
 from criw.process import run
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 CREATE_LIMIT_S: Final = 120.0
 _REOPEN: Final = b"2 0 0\n"  # conmon's control message: type 2, two numbers it does not use
 _REOPEN_LIMIT_S: Final = 10.0
-_WATCH_AGAIN_S: Final = 1.0
-_LOG_DIRECTORY_MODE: Final = 0o755
 _KILL_LIMIT_S: Final = 5.0
 
 
@@ -74,11 +72,9 @@ def _pid_file(bundle: Bundle) -> Path:
 async def create(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle) -> int:
     """Have conmon make the container; the pid of its first process, which waits to be started.
 
-    Raises Failed with what the runtime said, InvalidArgument if the log's directory cannot be made.
+    The log's directory must be there. Raises Failed with what the runtime said.
     """
     (bundle.directory / "exit").mkdir()
-    if launch.log_path:
-        make_log_directory(Path(launch.log_path))
     read_end, write_end = os.pipe()
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -129,14 +125,6 @@ def runtime_words(text: str) -> str:
     return text
 
 
-def make_log_directory(log_path: Path) -> None:
-    """Make the directory of a log where the kubelet has not. Raises InvalidArgument if it cannot be."""
-    try:
-        log_path.parent.mkdir(mode=_LOG_DIRECTORY_MODE, parents=True, exist_ok=True)
-    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as err:
-        raise InvalidArgument(f"cannot make the log directory {log_path.parent}: {err.strerror}") from err
-
-
 def read_exit(bundle: Bundle) -> Exit | None:
     """The exit conmon recorded; None if the container has not ended, or conmon died or had no space to tell of it."""
     path = bundle.directory / "exit" / bundle.directory.name
@@ -175,7 +163,7 @@ def kill_makers(bundle: Bundle) -> None:
         raise Unavailable(f"cannot kill processes {left}, which work on {bundle.directory}; try again")
 
 
-def _open(bundle: Bundle) -> int | None:
+def open_pidfd(bundle: Bundle) -> int | None:
     """A pidfd of the container's conmon; None if it is gone. Raises OSError."""
     if not (pid := _pid(bundle)):
         return None
@@ -191,57 +179,13 @@ def _open(bundle: Bundle) -> int | None:
     return fd
 
 
-class Watch:
-    """Notices that conmons end, each by a pidfd: the container has ended then, and its exit is there, or lost."""
-
-    def __init__(self) -> None:
-        self._ended: asyncio.Queue[str] = asyncio.Queue()
-        self._fds: set[int] = set()
-
-    def add(self, container_id: str, bundle: Bundle) -> None:
-        """Watch the conmon of a container; one that is gone is told at once."""
-        try:
-            fd = _open(bundle)
-        except OSError as err:  # no descriptor is free now
-            log.warning("cannot watch a container yet", extra={"container": container_id, "error": str(err)})
-            asyncio.get_running_loop().call_later(_WATCH_AGAIN_S, self.add, container_id, bundle)
-            return
-        if fd is None:
-            self._ended.put_nowait(container_id)
-            return
-        self._fds.add(fd)
-        asyncio.get_running_loop().add_reader(fd, self._tell, container_id, fd)
-
-    def _tell(self, container_id: str, fd: int) -> None:
-        with contextlib.suppress(ChildProcessError):  # it was left to us, unless an earlier supervisor started it
-            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
-        self._close(fd)
-        self._ended.put_nowait(container_id)
-
-    async def ended(self) -> AsyncIterator[str]:
-        """Ids of containers whose conmon has ended, for ever."""
-        while True:
-            yield await self._ended.get()
-
-    def _close(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
-        self._fds.discard(fd)
-
-    def close(self) -> None:
-        for fd in tuple(self._fds):
-            self._close(fd)
-
-
 async def reopen_log(bundle: Bundle, path: Path) -> None:
     """Ask conmon to open the log anew; returns once the file is there.
 
-    Raises InvalidArgument if its directory is gone and cannot be made, FailedPrecondition if conmon has ended,
-    Unavailable if it does not answer.
+    Its directory must be there. Raises FailedPrecondition if conmon has ended, Unavailable if it does not answer.
     """
     if await asyncio.to_thread(_is_open, bundle, path):
         return  # nobody renamed it; conmon would replace it with an empty one
-    await asyncio.to_thread(make_log_directory, path)
     # conmon makes the file beside it and renames it into place.
     with watching(path.parent, Mask.MOVED_TO) as events:
         await asyncio.to_thread(_order, bundle, _REOPEN)

@@ -34,7 +34,7 @@ class Launch:
     task: Task
     name: str  # for messages
     document: JsonObject  # the OCI runtime configuration
-    log_path: str = ""  # "" for no log
+    log_path: str = ""  # its directory is there; "" for no log
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
@@ -121,8 +121,7 @@ class Handler(Protocol):
     async def reopen_log(self, task: Task, path: Path) -> None:
         """Write the log to a new file at the same path, after somebody has renamed the old one.
 
-        Raises InvalidArgument if its directory is gone and cannot be made, FailedPrecondition or Unavailable if nobody
-        writes it.
+        Its directory is there. Raises FailedPrecondition or Unavailable if nobody writes it.
         """
 
     async def attach(self, task: Task) -> socket:

@@ -10,15 +10,14 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from criw.config.supervisor import Runtime
-from criw.errors import Failed, FailedPrecondition, Fault, Unavailable
-from criw.operations import run_to_end
-from criw.process import Completed, run
+from criw.errors import Failed, FailedPrecondition, Fault
+from criw.process import run
 from criw_supervisor import processes
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.cgroups.usage import CgroupUsage, read_usage
@@ -26,14 +25,15 @@ from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
 from criw_supervisor.runtimes import conmon
 from criw_supervisor.runtimes.bundle import Bundle
+from criw_supervisor.runtimes.command import OciExec, start_command
 from criw_supervisor.runtimes.conmon import runtime_words
-from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, NotRun, Task
+from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, Task
+from criw_supervisor.runtimes.watch import Watch
 
 log = logging.getLogger(__name__)
 PROBE: Final = "probe-"  # begins the names of what a probe makes
 _PROBE_LIMIT_S: Final = 20.0
 _PROBE_WORDS: Final = 2000  # bytes of what the runtime says
-_EXEC_END_LIMIT_S: Final = 10.0
 
 
 class OciHandler:
@@ -51,7 +51,7 @@ class OciHandler:
         if runtime is not None:
             self.program = shutil.which(os.fspath(runtime.path)) or os.fspath(runtime.path)
             self._words = [self.program, *runtime.args, "--root", os.fspath(self._root)]
-        self._watch = conmon.Watch()
+        self._watch = Watch()
 
     def _bundle(self, task: Task) -> Bundle:
         return Bundle(self._places.bundle(task.id))
@@ -155,27 +155,12 @@ class OciHandler:
 
     # --- further commands
 
-    async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> "OciExec":
+    async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> OciExec:
         files = self._bundle(task).exec_files(secrets.token_hex(8))
-        process_file, pid_file = files
         members = partial(self._cgroups.processes, task.cgroup)
-        try:
-            await asyncio.to_thread(_write_process, process_file, process)
-            words = ("exec", "--detach", "--process", os.fspath(process_file), "--pid-file", os.fspath(pid_file))
-            starting = asyncio.ensure_future(run([*self._runtime, *words, task.id], stdout=stdout, stderr=stderr))
-            try:
-                done = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                await run_to_end(_end_started(starting, files, members), limit_s=_EXEC_END_LIMIT_S)
-                raise
-            if done.code:
-                raise NotRun(f"exit code {done.code}")
-            return OciExec(int(pid_file.read_text()), files, members)
-        except BaseException as err:
-            _remove(files)
-            if isinstance(err, FileNotFoundError):
-                raise FailedPrecondition(f"cannot run a command in container {task.id}: it is being removed") from err
-            raise
+        return await start_command(
+            self._runtime, task.id, process, files=files, members=members, stdout=stdout, stderr=stderr
+        )
 
     # --- its streams and numbers
 
@@ -224,52 +209,6 @@ class OciHandler:
         # A program that is not there is told only after namespaces, cgroups and mounts have worked.
         works = done.code == 0 or "/probe" in message
         return "" if works else message
-
-
-class OciExec:
-    """A command the runtime has left to us (`runtimes.handler.Exec`).
-
-    Its files stay until its end: should we die first, the next supervisor finds it by them and ends it.
-    """
-
-    def __init__(self, pid: int, files: Sequence[Path], members: Callable[[], Collection[int]]) -> None:
-        self._pid = pid
-        self._members = members
-        self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
-        self._ending.add_done_callback(lambda ending: None if ending.cancelled() else _remove(files))
-
-    async def wait(self) -> int:
-        return await asyncio.shield(self._ending)
-
-    async def kill(self) -> None:
-        if self._ending.done():  # it was reaped: its pid may be another's
-            return
-        try:
-            await asyncio.to_thread(processes.kill_family, self._pid, self._members)
-            await self._ending
-        except Unavailable as err:
-            log.warning("a command is left in a container", extra={"error": str(err)})
-        finally:
-            self._ending.cancel()
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)
-
-
-async def _end_started(
-    starting: asyncio.Future[Completed], files: Sequence[Path], members: Callable[[], Collection[int]]
-) -> None:
-    """End a command that may be about to start: once it is known whether it has."""
-    await starting
-    _, pid_file = files
-    if pid_file.exists():
-        await OciExec(int(pid_file.read_text()), files, members).kill()
-
-
-def _write_process(path: Path, process: JsonObject) -> None:
-    path.write_text(json.dumps(process), encoding="utf-8", errors="surrogateescape")
 
 
 def _probe_spec(cgroup: str) -> JsonObject:

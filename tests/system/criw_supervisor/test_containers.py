@@ -355,7 +355,7 @@ async def test_a_terminal_and_an_open_input(client: Client, busybox: str) -> Non
 
 
 async def test_a_privileged_container_may_do_what_others_may_not(client: Client, busybox: str) -> None:
-    pod_id = await client.run_pod()
+    pod_id = await client.run_pod(client.privileged_pod_config())
     plain = await client.run(pod_id, busybox, name="plain")
     privileged = await client.create(pod_id, busybox, name="privileged", security=SECURITY(privileged=True))
     await client.start(privileged)
@@ -388,7 +388,7 @@ async def test_mounts_propagate_as_asked(
         for name in ("host", "container"):
             (shared / name).mkdir()
         mount = cri.Mount(container_path="/shared", host_path=str(shared), propagation=propagation)
-        pod_id = await client.run_pod()
+        pod_id = await client.run_pod(client.privileged_pod_config())
         container_id = await client.create(pod_id, busybox, mounts=[mount], security=SECURITY(privileged=True))
         await client.start(container_id)
         kernel.mount("tmpfs", shared / "host", fstype="tmpfs")

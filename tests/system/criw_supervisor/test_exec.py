@@ -12,6 +12,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from criw_proto.runtime import v1 as cri
+from criw_supervisor.cgroups import hierarchies
+from support import host
 from support.client import Client
 from support.supervised import Traces, info
 
@@ -84,6 +86,23 @@ async def test_a_timeout_kills_everything_it_started(client: Client, container: 
     assert held(traces, container) <= before
 
 
+@pytest.mark.parametrize("name", ["passwd", "group"])
+async def test_a_timeout_ends_a_runtime_that_reads_a_file_of_the_container_for_ever(
+    client: Client, container: str, traces: Traces, name: str
+) -> None:
+    assert (await client.exec(container, "sh", "-c", f"rm /etc/{name}; mkfifo /etc/{name}")).exit_code == 0
+    before = held(traces, container)
+    started = time.monotonic()
+    with pytest.raises(GRPCError, match="within 1 s: it was killed") as caught:
+        await client.exec(container, "true", timeout_s=1)
+    assert caught.value.status is Status.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < 5
+    assert held(traces, container) <= before
+    assert [line for line in host.contents(traces) if "runc init" in line or "exec --detach" in line] == []
+    about = await info(client, container)
+    assert hierarchies.of_host().processes(about["runtimeSpec"]["linux"]["cgroupsPath"]) == {about["pid"]}
+
+
 async def test_a_grandchild_that_holds_the_pipes_does_not_hang_the_call(client: Client, container: str) -> None:
     started = time.monotonic()
     reply = await client.exec(container, "sh", "-c", "echo said; sleep 2001 & exit 5", timeout_s=30)
@@ -110,6 +129,12 @@ async def test_a_command_that_cannot_be_run_is_told(
     assert words in (caught.value.message or "")
     assert caught.value.status is Status.UNKNOWN
     assert held(traces, container) <= before
+
+
+async def test_a_negative_timeout_is_refused(client: Client, container: str) -> None:
+    with pytest.raises(GRPCError, match="timeout must not be negative") as caught:
+        await client.exec(container, "true", timeout_s=-1)
+    assert caught.value.status is Status.INVALID_ARGUMENT
 
 
 async def test_a_command_is_needed(client: Client, container: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from grpclib.exceptions import GRPCError
 from criw import kernel
 from criw.config.common import AgentName
 from criw_proto.runtime import v1 as cri
+from criw_supervisor.cgroups import hierarchies, killing
 from support import host
 from support.client import Client
 from support.supervised import Supervised, Traces
@@ -56,6 +58,8 @@ def pid_of_the_pod(mode: cri.NamespaceMode) -> PodChange:
         (set_pod_linux(sysctls={"kernel.msgmax": "x"}), Status.INVALID_ARGUMENT, "kernel.msgmax"),
         (set_pod_linux(sysctls={"net.ipv4.no_such": "1"}), Status.INVALID_ARGUMENT, "net.ipv4.no_such"),
         (set_pod_linux(cgroup_parent="/a/../b"), Status.INVALID_ARGUMENT, "cgroup parent"),
+        (set_pod_linux(cgroup_parent="/cgroup.procs"), Status.INVALID_ARGUMENT, "cgroup.procs"),
+        (set_pod_linux(cgroup_parent="/a\nb"), Status.INVALID_ARGUMENT, "control characters"),
         (set_pod_linux(cgroup_parent="a.slice"), Status.INVALID_ARGUMENT, "cgroupfs"),
         (set_pod(hostname="not a name"), Status.INVALID_ARGUMENT, "hostname"),
         (set_pod(dns_config=cri.DnsConfig(servers=["nowhere"])), Status.INVALID_ARGUMENT, "nowhere"),
@@ -141,9 +145,9 @@ NOT_THERE = "sha256:" + "0" * 64
         (set_container(stop_signal=cri.Signal(999)), Status.INVALID_ARGUMENT, "999"),
         (set_container(envs=[cri.KeyValue(key="", value=b"x")]), Status.INVALID_ARGUMENT, "environment"),
         (
-            set_container(mounts=[cri.Mount(container_path="/d", host_path="/no/such")]),
+            set_container(mounts=[cri.Mount(container_path="/d", host_path="/etc/passwd/no")]),
             Status.INVALID_ARGUMENT,
-            "/no/such",
+            "/etc/passwd/no",
         ),
         (
             set_container(mounts=[cri.Mount(container_path="/etc/passwd/below", host_path="/tmp")]),
@@ -280,6 +284,42 @@ async def test_a_process_nobody_knows_of_does_not_keep_a_container_alive(own: Su
     async with asyncio.timeout(5):  # its zombie is the supervisor's, and init cannot end before it is reaped
         await client.stop(container_id)
     assert (await client.status(container_id)).exit_code == 137
+
+
+@pytest.mark.parametrize("below", ["", "own"])
+async def test_a_frozen_container_is_stopped_and_removed(own: Supervised, below: str) -> None:
+    client, cgroups = own.client, hierarchies.of_host()
+    container_id = await client.run(await client.run_pod(), own.image)
+    info = await own.info(container_id)
+    cgroup = f"{info['runtimeSpec']['linux']['cgroupsPath']}/{below}".rstrip("/")
+    for directory in cgroups.directories(cgroup):
+        if directory.parent.exists():
+            directory.mkdir(exist_ok=True)
+    if below:  # as a privileged container that froze a part of itself
+        await client.exec(container_id, "sh", "-c", "sleep 6002 >/dev/null 2>&1 &")
+        parent = cgroups.directory("freezer", cgroup)
+        assert parent is not None
+        for pid in cgroups.processes(cgroup.removesuffix("/own")) - {info["pid"]}:
+            (parent / "cgroup.procs").write_text(str(pid))
+    for directory in cgroups.directories(cgroup):
+        killing.freeze(directory)
+    async with asyncio.timeout(8):
+        await client.stop(container_id)
+    assert (await client.status(container_id)).exit_code == 137
+    await client.remove(container_id)
+
+
+async def test_a_cgroup_parent_that_was_made_for_a_pod_goes_with_it(own: Supervised) -> None:
+    client, cgroups = own.client, hierarchies.of_host()
+    top = f"left-{secrets.token_hex(4)}"
+    for parent in (f"/{top}/x", f"{top}/y/z"):
+        config = client.pod_config()
+        config.linux = cri.LinuxPodSandboxConfig(cgroup_parent=parent)
+        pod_id = await client.run_pod(config)
+        await client.run(pod_id, own.image)
+        assert any(directory.exists() for directory in cgroups.directories(top))
+        await client.remove_pod(pod_id)
+        assert not any(directory.exists() for directory in cgroups.directories(top))
 
 
 async def test_a_pod_needs_catatonit_only_for_a_shared_pid_namespace(own: Supervised, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ from criw.mountinfo import mounts_below
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups import hierarchies
 from support import host
+from support.crew import python_environment
+from support.own import free_port
 from support.supervised import Supervised
 
 State = cri.ContainerState
@@ -128,6 +131,48 @@ async def test_a_start_that_was_never_acknowledged_is_known(own: Supervised) -> 
     status = await client.status(container_id)
     assert status.state is State.CONTAINER_RUNNING
     assert status.started_at > 0
+
+
+async def test_a_start_that_is_still_under_way_is_waited_for(own: Supervised) -> None:
+    client = own.client
+    container_id = await client.create(await client.run_pod(), own.image)
+    with own.runtime.holding("start"):
+        starting = asyncio.create_task(client.start(container_id))
+        await soon(lambda: any(" start " in line for line in host.processes(own.crew)))
+        await own.kill_supervisor()
+        restarting = asyncio.create_task(own.start_supervisor())
+        await asyncio.wait({restarting}, timeout=2)
+        assert not restarting.done()
+    await restarting
+    with pytest.raises(GRPCError, match="went away in it"):
+        await starting
+    assert (await client.status(container_id)).state is State.CONTAINER_RUNNING
+    assert (await client.exec(container_id, "true")).exit_code == 0
+
+
+async def test_another_crews_supervisor_does_not_touch_our_containers(own: Supervised, tmp_path: Path) -> None:
+    client = own.client
+    container_id = await client.run(await client.run_pod(), own.image)
+    config = tmp_path / "other.toml"
+    config.write_text(
+        f'root = "{tmp_path}/lib"\nrun = "{tmp_path}/run"\nsupervisor.http = "127.0.0.1:{free_port()}"\n'
+        f'supervisor.cgroup_parent = "{own.crew.cgroup_parent}"\n'
+    )
+
+    async def refusal() -> str:
+        other = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "criw_supervisor", "--config", str(config)),
+            stderr=asyncio.subprocess.PIPE,
+            env=python_environment(),
+        )
+        _, said = await asyncio.wait_for(other.communicate(), 20)
+        assert other.returncode == 78
+        return said.decode()
+
+    assert "another supervisor, which runs, has its pods in it; set cgroup_parent in [supervisor]" in await refusal()
+    async with without_supervisor(own):
+        assert f"it has pods of the supervisor with the state directory {own.crew.config.root}" in await refusal()
+    assert (await client.status(container_id)).state is State.CONTAINER_RUNNING
 
 
 async def test_a_graceful_restart_does_not_wait_for_the_grace_of_a_stop(own: Supervised) -> None:

@@ -21,6 +21,7 @@ from criw.config.common import AgentName
 from criw.config.crew import CrewFacts
 from criw.config.load import load
 from criw.rpc.client import Channel, call
+from criw.service import be_spared
 from criw_proto.criw.network.v1 import AttachRequest, DetachRequest, NetworkStub
 from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthCheckResponseServingStatus, HealthStub
 from support.crew import python_environment
@@ -506,3 +507,23 @@ async def test_root_follows_no_link_that_an_agent_may_have_planted(open_director
         assert (await (await start()).end())[0] == 78
         assert precious.read_text() == "of root"
         assert precious.stat().st_uid == 0
+
+
+@pytest.mark.parametrize(("before", "after"), [("0\n", "-999"), ("-1000\n", "-1000\n"), ("500\n", "-999")])
+def test_an_agent_is_among_the_last_that_memory_shortage_kills(tmp_path: Path, before: str, after: str) -> None:
+    score = tmp_path / "oom_score_adj"
+    score.write_text(before)
+    be_spared(score)
+    assert score.read_text() == after
+
+
+async def test_an_agent_that_may_not_lower_its_score_starts_all_the_same(start: Starter, channel: Channel) -> None:
+    may_lower = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16) >> 24 & 1
+    tiny = await start()
+    await serving(channel)
+    score = int(Path(f"/proc/{tiny.process.pid}/oom_score_adj").read_text())
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    assert score == (min(ours, -999) if may_lower else ours)
+    tiny.process.terminate()
+    await tiny.says("closed")
+    assert (await tiny.end())[0] == 0

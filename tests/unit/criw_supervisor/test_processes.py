@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from criw.errors import FailedPrecondition
 from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw_supervisor import processes
 from criw_supervisor.processes import command_line, kill_family, send_signal, start_time, wait_adopted
@@ -201,3 +202,24 @@ async def test_strays_of_a_pid_namespace_are_reaped_without_delay(
     assert Path(f"/proc/{ours}").exists()
     os.waitpid(ours, 0)
     reaping.cancel()
+
+
+def test_a_pid_namespace_is_that_of_the_process_meant_or_of_none() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        started = processes.start_time(process.pid)
+        own = Path("/proc/self/ns/pid").readlink()
+        try:
+            with processes.pid_namespace(process.pid, started) as path:
+                process.kill()
+                process.wait()
+                assert Path(path).readlink() == own  # also when the process is no more, whoever has its pid now
+            assert not Path(path).exists() or Path(path).readlink() != own
+        finally:
+            process.kill()
+    with (
+        pytest.raises(FailedPrecondition, match="it has ended"),
+        processes.pid_namespace(os.getpid(), processes.start_time(os.getpid()) - 1),  # another had the pid
+    ):
+        pass
+    with pytest.raises(FailedPrecondition, match="it has ended"), processes.pid_namespace(process.pid, started):
+        pass

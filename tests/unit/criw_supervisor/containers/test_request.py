@@ -17,8 +17,10 @@ METADATA = cri.ContainerMetadata(name="main", attempt=2)
 IMAGE = cri.ImageSpec(image="busybox")
 
 
-def pod(log_directory: str = "") -> Pod:
-    config = cri.PodSandboxConfig(log_directory=log_directory)
+def pod(log_directory: str = "", *, privileged: bool = False) -> Pod:
+    security = cri.LinuxSandboxSecurityContext(privileged=privileged)
+    linux = cri.LinuxPodSandboxConfig(security_context=security)
+    config = cri.PodSandboxConfig(log_directory=log_directory, linux=linux)
     record = PodRecord(
         id="p", config=bytes(config), runtime_handler="", runtime="runc", state=PodState.READY, created_at_ns=1,
         hostname="web", netns="", ips=(), cgroup="/criw/p", owned=(),
@@ -60,6 +62,29 @@ def test_requests_are_the_same_in_whatever_order_their_maps_came() -> None:
     one, other = config(labels={"a": "1", "b": "2"}), config(labels={"b": "2", "a": "1"})
     assert plan("c", one, pod()).digest == plan("d", other, pod()).digest
     assert plan("c", one, pod()).digest != plan("c", config(labels={"a": "2", "b": "1"}), pod()).digest
+
+
+def test_a_privileged_container_needs_a_privileged_sandbox() -> None:
+    security = cri.LinuxContainerSecurityContext(privileged=True)
+    asked = config(linux=cri.LinuxContainerConfig(security_context=security))
+    assert plan("c", asked, pod(privileged=True)).parts.privileged
+    with pytest.raises(InvalidArgument, match="it is privileged and its pod sandbox is not"):
+        plan("c", asked, pod())
+
+
+@pytest.mark.parametrize(
+    ("directory", "path", "words"),
+    [
+        ("/logs/pod", ".", r"log_path \. names a directory"),
+        ("/logs/pod/", "./", "names a directory"),
+        ("/logs/pod", "a:b.log", "no colon"),
+        ("/logs/a:b", "main.log", "no colon"),
+        ("/logs/pod", "a\0b", "no colon or NUL"),
+    ],
+)
+def test_a_log_that_would_land_elsewhere_is_refused(directory: str, path: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        plan("c", config(log_path=path), pod(directory))
 
 
 @pytest.mark.parametrize("path", ["/etc/cron.d/x", "../x.log", "a/../../x.log"])

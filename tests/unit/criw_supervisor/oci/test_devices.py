@@ -21,6 +21,19 @@ def allowed(rules: list[JsonObject], kind: str, major: int, minor: int, access: 
     return answer
 
 
+def requested(asked: list[Device]) -> list[JsonObject]:
+    found = {device.host_path: devices.look(device.host_path) for device in asked}
+    return devices.nodes(asked, found, privileged=False)
+
+
+def test_a_device_that_vanishes_while_they_are_listed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: [*real(path), *([path / "gone"] if path == Path("/dev") else [])])
+    found = {node["path"] for node in devices.host_devices()}
+    assert "/dev/null" in found
+    assert "/dev/gone" not in found
+
+
 def test_everything_is_denied_but_the_usual_and_what_was_given() -> None:
     fuse: JsonObject = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "access": "rw"}
     rules = devices.rules([fuse], privileged=False)
@@ -40,19 +53,19 @@ def test_a_privileged_container_may_use_all() -> None:
 
 def test_a_device_is_given_under_its_name_and_with_its_numbers() -> None:
     null = Path("/dev/null").stat()
-    (node,) = devices.requested([Device(host_path="/dev/null", container_path="/dev/nothing", permissions="r")])
+    (node,) = requested([Device(host_path="/dev/null", container_path="/dev/nothing", permissions="r")])
     assert node == {
         "path": "/dev/nothing", "type": "c", "major": 1, "minor": 3, "access": "r",
         "fileMode": stat.S_IMODE(null.st_mode), "uid": null.st_uid, "gid": null.st_gid,
     }  # fmt: skip
     assert devices.oci([node]) == [{key: value for key, value in node.items() if key != "access"}]
-    (node,) = devices.requested([Device(host_path="/dev/null")])
+    (node,) = requested([Device(host_path="/dev/null")])
     assert (node["path"], node["access"]) == ("/dev/null", "rwm")
 
 
 def test_a_link_is_followed_to_its_device(tmp_path: Path) -> None:
     (tmp_path / "by-id").symlink_to("/dev/zero")
-    (node,) = devices.requested([Device(host_path=str(tmp_path / "by-id"), container_path="/dev/z")])
+    (node,) = requested([Device(host_path=str(tmp_path / "by-id"), container_path="/dev/z")])
     assert (node["major"], node["minor"]) == (1, 5)
 
 
@@ -63,7 +76,7 @@ def test_a_directory_means_the_devices_below_it_and_links_only_repeat_them(tmp_p
     os.mknod(tmp_path / "sub" / "two", stat.S_IFBLK | 0o600, os.makedev(7, 5))
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(".")
-    found = devices.requested([Device(host_path=str(tmp_path), container_path="/dev/d", permissions="rw")])
+    found = requested([Device(host_path=str(tmp_path), container_path="/dev/d", permissions="rw")])
     assert [(node["path"], node["type"], node["major"], node["minor"]) for node in found] == [
         ("/dev/d/one", "c", 1, 3),
         ("/dev/d/sub/two", "b", 7, 5),
@@ -80,7 +93,7 @@ def test_a_directory_means_the_devices_below_it_and_links_only_repeat_them(tmp_p
 )
 def test_what_is_no_device_is_refused_by_name(device: Device, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        devices.requested([device])
+        requested([device])
 
 
 def test_the_hosts_devices_are_devices_and_not_its_terminals() -> None:

@@ -1,7 +1,9 @@
 """The whole OCI configuration, from requests as the kubelet and others make them."""
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from criw.errors import FailedPrecondition, Fault, InvalidArgument
 from criw_proto.runtime import v1 as cri
+from criw_supervisor.oci import devices, mounts
 from criw_supervisor.oci.capabilities import ALL, DEFAULT
-from criw_supervisor.oci.document import Host, PodView, build
+from criw_supervisor.oci.document import Host, Outside, PodView, build
 from criw_supervisor.oci.image import ImageConfig
 from criw_supervisor.oci.parts import parts
 from criw_supervisor.oci.resources import OomScore
@@ -55,11 +58,16 @@ def make(tmp_path: Path) -> Callable[..., Any]:
 
     def made(
         asked: cri.ContainerConfig | None = None, *, of: ImageConfig = BUSYBOX, inside: PodView | None = None,
-        on: Host | None = None, target_pid: int | None = None,
+        on: Host | None = None, target: str | None = None,
     ) -> Any:  # fmt: skip
+        of_request = parts(asked or config())
+        outside = Outside(
+            {one.host_path: mounts.look(one.host_path, propagation=False) for one in of_request.mounts},
+            {one.host_path: devices.look(one.host_path) for one in of_request.devices},
+        )
         spec = build(
-            parts(asked or config()), image=of, rootfs=tmp_path, cgroup="/criw/p/c", pod=inside or pod(),
-            host=on or host(), target_pid=target_pid,
+            of_request, image=of, rootfs=tmp_path, cgroup="/criw/p/c", pod=inside or pod(), host=on or host(),
+            outside=outside, target=target,
         )  # fmt: skip
         return json.loads(json.dumps(spec.document))
 
@@ -112,11 +120,10 @@ def test_what_is_no_variable_is_refused(make: Make, key: str, value: bytes) -> N
         make(config(envs=[cri.KeyValue(key=key, value=value)]))
 
 
-def test_bytes_that_are_no_text_do_not_break_the_document(make: Make) -> None:
-    assert any(
-        entry.startswith("A=")
-        for entry in make(config(envs=[cri.KeyValue(key="A", value=b"\xff\xfe")]))["process"]["env"]
-    )
+def test_a_variable_that_would_reach_the_container_altered_is_refused(make: Make) -> None:
+    with pytest.raises(InvalidArgument, match="environment variable A is not UTF-8"):
+        make(config(envs=[cri.KeyValue(key="A", value=b"\xff\xfe")]))
+    assert "A=ŵ" in make(config(envs=[cri.KeyValue(key="A", value="ŵ".encode())]))["process"]["env"]
 
 
 @pytest.mark.parametrize(
@@ -220,10 +227,29 @@ def test_what_cannot_be_given_is_refused(make: Make, security: Security, kind: t
         make(config(security))
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (config(Security(apparmor=cri.SecurityProfile())), "AppArmor's default profile"),  # RuntimeDefault
+        (config(Security(selinux_options=cri.SeLinuxOption(type="container_t"))), "SELinux"),
+        (config(mounts=[cri.Mount(container_path="/d", host_path="/tmp", selinux_relabel=True)]), "SELinux"),
+    ],
+)
+def test_confinement_is_refused_where_the_kernel_would_enforce_it(
+    make: Make, asked: cri.ContainerConfig, words: str
+) -> None:
+    assert make(asked)["process"]["args"] == ["sh"]  # here nothing could
+    with pytest.raises(FailedPrecondition, match=words):
+        make(asked, on=replace(host(), apparmor=True, selinux=True))
+    assert make(config(Security(privileged=True)), on=replace(host(), apparmor=True, selinux=True))
+
+
 def test_an_apparmor_profile_by_the_old_string_is_refused_too(make: Make) -> None:
     with pytest.raises(FailedPrecondition, match="strict: AppArmor is not supported"):
         make(config(Security(apparmor_profile="localhost/strict")))
     assert make(config(Security(apparmor_profile="runtime/default")))["process"]["args"] == ["sh"]
+    with pytest.raises(FailedPrecondition, match="AppArmor's default profile"):
+        make(config(Security(apparmor_profile="runtime/default")), on=replace(host(), apparmor=True))
 
 
 def test_a_cdi_device_is_refused(make: Make) -> None:
@@ -267,7 +293,7 @@ def test_the_pid_namespace(
 
 
 def test_a_container_to_be_debugged_lends_its_processes(make: Make) -> None:
-    assert kinds(make(asking_pid(Mode.TARGET), target_pid=77))["pid"] == "/proc/77/ns/pid"
+    assert kinds(make(asking_pid(Mode.TARGET), target="/proc/1/fd/7"))["pid"] == "/proc/1/fd/7"
 
 
 def test_a_cgroup_namespace_where_version_2_has_them(make: Make) -> None:
@@ -307,3 +333,66 @@ def test_a_device(make: Make) -> None:
 
 def test_annotations_of_the_request_do_not_reach_the_runtime(make: Make) -> None:
     assert "annotations" not in make(config(annotations={"run.oci.handler": "krun"}))
+
+
+# --- what the runtime would follow out of the container, or never come back from
+
+
+@pytest.mark.parametrize("name", ["dev", "proc", "sys"])
+@pytest.mark.parametrize("mounted", [False, True])
+def test_an_image_in_which_a_kernel_file_systems_directory_is_a_link_is_refused(
+    make: Make, tmp_path: Path, name: str, mounted: bool
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / name).symlink_to("elsewhere")
+    asked = config(mounts=[cri.Mount(container_path=f"/{name}", host_path="/usr")] if mounted else [])
+    with pytest.raises(InvalidArgument, match=f"its /{name} is a link, which leads to /elsewhere"):
+        make(asked)
+
+
+def test_a_device_is_made_where_the_images_link_leads(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "devices").symlink_to("../../../../../srv")
+    asked = [
+        cri.Device(host_path="/dev/null", container_path=path, permissions="r")
+        for path in ("/devices/mine", "/../../x", "/dev/in/dev")
+    ]
+    found = make(config(devices=asked))["linux"]["devices"]
+    assert [node["path"] for node in found] == ["/srv/mine", "/x", "/dev/in/dev"]
+
+
+@pytest.mark.parametrize("name", ["passwd", "group"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link to a device", "link into proc", "mounted fifo"])
+def test_accounts_that_cannot_be_read_to_an_end_are_refused(make: Make, tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / name
+    asked = config()
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "link to a device":  # there in the container only
+            path.symlink_to("/dev/zero")
+        case "link into proc":
+            path.symlink_to("../proc/self/../kmsg")
+        case _:
+            os.mkfifo(tmp_path / "outside")
+            asked = config(mounts=[cri.Mount(container_path=f"/etc/{name}", host_path=str(tmp_path / "outside"))])
+    with pytest.raises(InvalidArgument, match=f"cannot use /etc/{name} of the container: .* is no plain file"):
+        make(asked)
+
+
+def test_accounts_may_be_linked_and_missing(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "etc/passwd").symlink_to("/usr/passwd")
+    assert make()
+    (tmp_path / "usr/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    assert "HOME=/root" in make()["process"]["env"]
+
+
+def test_the_images_volumes_are_writable_though_the_root_is_not(make: Make, tmp_path: Path) -> None:
+    document = make(config(Security(readonly_rootfs=True)), of=image(Cmd=["sh"], Volumes={"/data": {}}))
+    found = next(mount for mount in document["mounts"] if mount["destination"] == "/data")
+    assert (found["source"], found["options"][-1]) == (str(tmp_path / "data"), "rw")
+    assert (tmp_path / "data").is_dir()

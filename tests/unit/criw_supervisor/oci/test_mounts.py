@@ -19,6 +19,13 @@ def destinations(found: list[JsonObject]) -> list[object]:
     return [mount["destination"] for mount in found]
 
 
+def user_mounts(asked: list[Mount]) -> list[JsonObject]:
+    for mount in asked:
+        mounts.check(mount)
+    found = {one.host_path: mounts.look(one.host_path, propagation=mounts.needs_propagation(one)) for one in asked}
+    return mounts.user_mounts(asked, found)
+
+
 def options(mount: JsonObject) -> list[str]:
     found = mount["options"]
     assert isinstance(found, list)
@@ -73,7 +80,7 @@ def test_with_a_read_only_root_the_files_are_so_but_shared_memory_is_not() -> No
 
 def test_parents_come_before_children_and_users_replace_kernel_file_systems(tmp_path: Path) -> None:
     kernels = mounts.kernel_mounts(privileged=True, own_ipc=True, cgroup_v2=False)
-    user = mounts.user_mounts(
+    user = user_mounts(
         [
             Mount(container_path="/data/below", host_path=str(tmp_path)),
             Mount(container_path="/etc", host_path=str(tmp_path)),
@@ -81,7 +88,7 @@ def test_parents_come_before_children_and_users_replace_kernel_file_systems(tmp_
             Mount(container_path="/dev/", host_path=str(tmp_path)),
         ]
     )
-    ordered = mounts.in_order(kernels, mounts.pod_mounts(FILES, set(), readonly=False), user)
+    ordered, _ = mounts.in_order(kernels, mounts.pod_mounts(FILES, set(), readonly=False), user, tmp_path)
     paths = destinations(ordered)
     assert paths.index("/etc") < paths.index("/etc/hosts")
     assert paths.index("/data") < paths.index("/data/below")
@@ -90,29 +97,119 @@ def test_parents_come_before_children_and_users_replace_kernel_file_systems(tmp_
     assert next(mount for mount in ordered if mount["destination"] == "/dev")["type"] == "bind"
 
 
-def test_mounts_on_one_path_keep_their_order() -> None:
-    first: JsonObject = {"destination": "/x", "options": ["1"]}
-    second: JsonObject = {"destination": "/x", "options": ["2"]}
-    assert mounts.in_order([], [], [first, second]) == [first, second]
+def test_mounts_on_one_path_keep_their_order(tmp_path: Path) -> None:
+    first: JsonObject = {"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["1"]}
+    second: JsonObject = {"destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["2"]}
+    assert mounts.in_order([], [], [first, second], tmp_path)[0] == [first, second]
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    """As in Debian's, Ubuntu's and Alpine's images."""
+    root = tmp_path / "rootfs"
+    for name in ("var", "run", "etc"):
+        (root / name).mkdir(parents=True)
+    (root / "var/run").symlink_to("/run")
+    (root / "etc/localtime").symlink_to("../usr/share/zoneinfo/Etc/UTC")
+    (root / "etc/resolv.conf").symlink_to("/run/resolve/../resolve/stub.conf")
+    return root
+
+
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+@pytest.mark.parametrize("volume_on_run", [False, True])
+def test_a_pods_token_is_where_the_images_link_leads(rootfs: Path, tmp_path: Path, volume_on_run: bool) -> None:
+    asked = [Mount(container_path=TOKEN, host_path=str(tmp_path))]
+    if volume_on_run:
+        (tmp_path / "volume").mkdir()
+        asked.append(Mount(container_path="/run", host_path=str(tmp_path / "volume")))
+    ordered, _ = mounts.in_order([], [], user_mounts(asked), rootfs)
+    expected = ["/run/secrets/kubernetes.io/serviceaccount"]
+    assert destinations(ordered) == (["/run", *expected] if volume_on_run else expected)
+
+
+def test_linked_files_are_mounted_where_their_links_lead(rootfs: Path, tmp_path: Path) -> None:
+    files = {"/etc/resolv.conf": tmp_path / "resolv.conf"}
+    user = user_mounts([Mount(container_path="/etc/localtime", host_path="/etc/passwd")])
+    ordered, _ = mounts.in_order([], mounts.pod_mounts(files, set(), readonly=False), user, rootfs)
+    assert destinations(ordered) == ["/run/resolve/stub.conf", "/usr/share/zoneinfo/Etc/UTC"]
+
+
+def test_a_link_of_a_volume_leads_no_mount_out_of_the_container(rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/out").symlink_to("../../../../../../root")
+    user = user_mounts(
+        [
+            Mount(container_path="/a", host_path="/usr"),  # leads below the volume, which comes after it in the request
+            Mount(container_path="/data", host_path=str(tmp_path / "volume")),
+            Mount(container_path="/data/out/x", host_path="/usr"),
+        ]
+    )
+    (rootfs / "a").symlink_to("data/out/y")
+    ordered, _ = mounts.in_order([], [], user, rootfs)
+    assert sorted(map(str, destinations(ordered))) == ["/data", "/root/x", "/root/y"]
+
+
+# --- volumes of the image
+
+
+def test_the_volumes_of_an_image_are_directories_of_the_container(rootfs: Path, tmp_path: Path) -> None:
+    _, tree = mounts.in_order([], [], user_mounts([Mount(container_path="/given", host_path=str(tmp_path))]), rootfs)
+    volumes = ["/data", "/var/run/deep/er", "relative", "/given/x", "/"]
+    assert mounts.of_volumes(volumes, tree, readonly_root=False) == []
+    for made in ("data", "run/deep/er", "relative"):
+        assert (rootfs / made).stat().st_mode & 0o7777 == 0o755
+    assert not (tmp_path / "x").exists()  # it is the user's
+    bound = mounts.of_volumes(volumes, tree, readonly_root=True)
+    assert destinations(bound) == ["/data", "/run/deep/er", "/relative"]
+    assert (bound[0]["source"], options(bound[0])[-1]) == (str(rootfs / "data"), "rw")
+
+
+def test_a_volume_that_is_a_file_is_refused(rootfs: Path) -> None:
+    (rootfs / "data").write_text("")
+    _, tree = mounts.in_order([], [], [], rootfs)
+    with pytest.raises(InvalidArgument, match="cannot make volume /data of the image"):
+        mounts.of_volumes(["/data"], tree, readonly_root=False)
 
 
 # --- the user's mounts
 
 
 def test_a_plain_mount(tmp_path: Path) -> None:
-    (made,) = mounts.user_mounts([Mount(container_path="/data", host_path=str(tmp_path))])
+    (made,) = user_mounts([Mount(container_path="/data", host_path=str(tmp_path))])
     assert made == {
         "destination": "/data", "type": "bind", "source": str(tmp_path), "options": ["rbind", "rprivate", "rw"],
     }  # fmt: skip
-    (made,) = mounts.user_mounts([Mount(container_path="/data", host_path=str(tmp_path), readonly=True)])
+    (made,) = user_mounts([Mount(container_path="/data", host_path=str(tmp_path), readonly=True)])
     assert options(made)[-1] == "ro"
 
 
 def test_a_linked_source_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    (made,) = mounts.user_mounts([Mount(container_path="/data", host_path=str(tmp_path / "link"))])
+    (made,) = user_mounts([Mount(container_path="/data", host_path=str(tmp_path / "link"))])
     assert made["source"] == str(tmp_path / "real")
+
+
+def test_a_source_that_is_not_there_is_made_a_directory(tmp_path: Path) -> None:
+    for _ in range(2):
+        (made,) = user_mounts([Mount(container_path="/data", host_path=str(tmp_path / "not/yet"))])
+        assert made["source"] == str(tmp_path / "not/yet")
+    assert (tmp_path / "not/yet").stat().st_mode & 0o777 == 0o755
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(InvalidArgument, match="dangling: File exists"):
+        user_mounts([Mount(container_path="/data", host_path=str(tmp_path / "dangling"))])
+
+
+def test_the_mount_table_is_read_only_for_mounts_that_propagate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> None:
+        raise AssertionError(f"the table was read for {path}")
+
+    monkeypatch.setattr(mounts, "mount_of", read)
+    assert user_mounts([Mount(container_path="/data", host_path="/usr")])
+    with pytest.raises(AssertionError):
+        user_mounts([Mount(container_path="/data", host_path="/usr", propagation=SLAVE)])
 
 
 @pytest.mark.parametrize(
@@ -123,8 +220,7 @@ def test_a_linked_source_is_followed(tmp_path: Path) -> None:
         (Mount(container_path="/d", host_path="relative"), "cannot mount relative on /d: host_path must be absolute"),
         (Mount(container_path="/d", host_path=""), r"cannot mount \(nothing\) on /d"),
         (Mount(container_path="/d", host_path="/a\0b"), "host_path must be absolute"),
-        (Mount(container_path="/d", host_path="/no/such/dir"), "/no/such/dir on /d: No such file.*create it first"),
-        (Mount(container_path="/d", host_path="/etc/passwd/x"), "Not a directory"),
+        (Mount(container_path="/d", host_path="/etc/passwd/x"), "cannot mount /etc/passwd/x: Not a directory"),
         (Mount(container_path="/d", host_path="/", recursive_read_only=True), "recursive_read_only is not supported"),
         (Mount(container_path="/d", host_path="/", uid_mappings=[IdMapping(length=1)]), "id-mapped"),
         (Mount(container_path="/d", host_path="/", mount_options=["noexec"]), "mount_options"),
@@ -133,12 +229,12 @@ def test_a_linked_source_is_followed(tmp_path: Path) -> None:
 )
 def test_a_mount_that_cannot_be_is_refused_by_name(mount: Mount, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        mounts.user_mounts([mount])
+        user_mounts([mount])
 
 
 def test_an_image_volume_is_refused_as_the_kubelet_reads_it() -> None:
     with pytest.raises(Failed, match=r"^ImageVolumeMountFailed: .*busybox on /d"):
-        mounts.user_mounts([Mount(container_path="/d", image=ImageSpec(image="busybox"))])
+        user_mounts([Mount(container_path="/d", image=ImageSpec(image="busybox"))])
 
 
 # --- propagation
@@ -169,7 +265,7 @@ def mounted(directory: Path, flags: int) -> Iterator[Path]:
 @pytest.mark.parametrize("below", ["", "below"])
 def test_propagation_is_given_where_the_source_has_it(tmp_path: Path, below: str) -> None:
     def asked(point: Path, kind: MountPropagation) -> str:
-        (made,) = mounts.user_mounts([Mount(container_path="/d", host_path=os.fspath(point / below), propagation=kind)])
+        (made,) = user_mounts([Mount(container_path="/d", host_path=os.fspath(point / below), propagation=kind)])
         return options(made)[1]
 
     with mounted(tmp_path, kernel.MS_SHARED) as point:
@@ -188,4 +284,4 @@ def test_propagation_of_a_private_source_is_refused_with_the_remedy(
     with mounted(tmp_path, kernel.MS_PRIVATE) as point:
         mount = Mount(container_path="/d", host_path=os.fspath(point), propagation=kind)
         with pytest.raises(InvalidArgument, match=f"{words}.*make-rshared"):
-            mounts.user_mounts([mount])
+            user_mounts([mount])

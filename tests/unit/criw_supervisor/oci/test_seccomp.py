@@ -1,4 +1,5 @@
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -7,9 +8,19 @@ import pytest
 from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import SecurityProfile, SecurityProfileProfileType
 from criw_supervisor.oci.capabilities import ALL, DEFAULT
-from criw_supervisor.oci.seccomp import default, profile
+from criw_supervisor.oci.seccomp import _ALLOWED, _BY_CAPABILITY, default, profile
 
 KIND = SecurityProfileProfileType
+AF_ALG = 38
+UPSTREAM = Path(__file__).with_name("moby-seccomp.tsv")
+# Calls only old programs of 32 bits make, and one that gives nothing its capability does not.
+OURS_ONLY = {(call, "-") for call in ("readdir", "sigaction", "signal", "sigpending", "sigsuspend")} | {
+    ("pivot_root", "SYS_ADMIN")
+}
+# The first need no capability on any kernel that has the filter, the last is there on its machine.
+UPSTREAM_ONLY = {(call, "SYS_PTRACE") for call in ("process_vm_readv", "process_vm_writev", "ptrace")} | {
+    ("riscv_hwprobe", "-")
+}
 RUNTIME = SecurityProfile(profile_type=KIND.RuntimeDefault)
 
 
@@ -46,6 +57,42 @@ def test_threads_may_be_made_namespaces_not() -> None:
     assert actions(administrator, "mount") == ["SCMP_ACT_ALLOW"]
 
 
+def upstream() -> tuple[set[tuple[str, str]], set[int]]:
+    """Calls with the capability each needs, and address families."""
+    rows = [line.split("\t") for line in UPSTREAM.read_text().splitlines() if not line.startswith("#")]
+    calls = {(call, capability) for call, capability in rows if call != "socket"}
+    return calls, {int(family) for call, family in rows if call == "socket"}
+
+
+def families(filters: dict[str, object]) -> list[int]:
+    """Address families a socket may have: whole values, so that no bits above the kernel's 32 hide one."""
+    rules = filters["syscalls"]
+    assert isinstance(rules, list)
+    found = []
+    for rule in rules:
+        if "socket" in rule["names"]:
+            assert rule["action"] == "SCMP_ACT_ALLOW"
+            ((argument),) = rule["args"]
+            assert (argument["index"], argument["op"]) == (0, "SCMP_CMP_EQ")
+            found.append(argument["value"])
+    return found
+
+
+def test_what_other_runtimes_have_come_to_refuse_is_noticed_here() -> None:
+    calls, _ = upstream()
+    ours = {(call, "-") for call in _ALLOWED}
+    ours |= {(call, capability) for capability, those in _BY_CAPABILITY.items() for call in those}
+    assert ours - calls == OURS_ONLY
+    assert calls - ours == UPSTREAM_ONLY
+
+
+@pytest.mark.parametrize("held", [frozenset(), DEFAULT, frozenset(ALL)])
+def test_only_known_families_of_sockets_are_given_whatever_the_capabilities(held: frozenset[str]) -> None:
+    given = families(default(held))
+    assert set(given) == upstream()[1]
+    assert AF_ALG not in given
+
+
 @pytest.mark.parametrize("held", [frozenset(), DEFAULT, frozenset(ALL), frozenset({"SYS_ADMIN"})])
 def test_no_call_has_two_unconditional_answers(held: frozenset[str]) -> None:
     filters = default(held)
@@ -79,6 +126,17 @@ def test_a_profile_that_cannot_be_used_is_refused_by_name(tmp_path: Path, conten
     local = SecurityProfile(profile_type=KIND.Localhost, localhost_ref=str(path))
     with pytest.raises(InvalidArgument, match=str(path)):
         profile(local, held=DEFAULT)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "link to a device"])
+def test_a_profile_that_has_no_end_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "profile.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind != "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(InvalidArgument, match="it is no plain file"):
+        profile(SecurityProfile(profile_type=KIND.Localhost, localhost_ref=str(path)), held=DEFAULT)
 
 
 def test_a_relative_profile_is_refused() -> None:

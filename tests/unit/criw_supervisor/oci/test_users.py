@@ -58,8 +58,8 @@ def test_nothing_said_means_root(rootfs: Path) -> None:
         ("web", User(33, 33, (33, 2000), "/var/www")),
         ("app:extra", User(1000, 2000, (10, 2000), "/home/app")),
         ("app:77", User(1000, 77, (10, 77, 2000), "/home/app")),
-        ("7:8", User(7, 8, (), "/")),
-        ("7", User(7, 0, (), "/")),
+        ("7:8", User(7, 8, (8,), "/")),
+        ("7", User(7, 0, (0,), "/")),
         (":extra", User(0, 2000, (10, 2000), "/root")),
     ],
 )
@@ -82,10 +82,14 @@ def test_the_request_wins_over_the_image(rootfs: Path) -> None:
     assert resolve(rootfs, image="web:extra", uid=4000).gid == 0  # the image's group belongs to the image's user
 
 
+def test_the_primary_group_cannot_be_shed_through_a_set_gid_program(rootfs: Path) -> None:
+    assert resolve(rootfs, uid=4000, gid=77).groups == (77,)  # files may give the group fewer rights than others
+
+
 def test_supplemental_groups_are_merged_with_the_images_or_alone(rootfs: Path) -> None:
     assert resolve(rootfs, uid=1000, groups=(5000, 5001)).groups == (10, 1001, 2000, 5000, 5001)
     assert resolve(rootfs, uid=1000, groups=(5000,), merge=False).groups == (1001, 5000)
-    assert resolve(rootfs, uid=1000, merge=False).groups == ()
+    assert resolve(rootfs, uid=1000, merge=False).groups == (1001,)
 
 
 def test_a_group_without_a_user_is_refused(rootfs: Path) -> None:
@@ -117,8 +121,8 @@ def test_a_number_that_is_no_id_is_refused(rootfs: Path, number: int) -> None:
 
 
 def test_an_image_without_accounts_has_numbers_only(tmp_path: Path) -> None:
-    assert resolve(tmp_path) == User(0, 0, (), "/")
-    assert resolve(tmp_path, image="5:6") == User(5, 6, (), "/")
+    assert resolve(tmp_path) == User(0, 0, (0,), "/")
+    assert resolve(tmp_path, image="5:6") == User(5, 6, (6,), "/")
     with pytest.raises(InvalidArgument, match="no user app"):
         resolve(tmp_path, image="app")
 
@@ -142,7 +146,7 @@ def test_links_inside_the_image_are_followed_as_the_image_means_them(rootfs: Pat
 def test_a_linked_etc_does_not_lead_out_either(rootfs: Path) -> None:
     (rootfs / "etc").rename(rootfs / "away")
     (rootfs / "etc").symlink_to("/etc")  # itself, seen from inside
-    assert resolve(rootfs) == User(0, 0, (), "/")
+    assert resolve(rootfs) == User(0, 0, (0,), "/")
 
 
 def test_what_is_no_plain_file_is_as_good_as_none(rootfs: Path) -> None:
@@ -151,7 +155,7 @@ def test_what_is_no_plain_file_is_as_good_as_none(rootfs: Path) -> None:
     (rootfs / "etc/group").mkdir()
     (rootfs / "etc/passwd").unlink()
     os.mkfifo(rootfs / "etc/passwd")
-    assert resolve(rootfs) == User(0, 0, (), "/")
+    assert resolve(rootfs) == User(0, 0, (0,), "/")
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
@@ -181,4 +185,4 @@ def test_every_account_is_found_by_its_name(
     lines = [f"{name}:x:{uid}:{gid}:a comment:/home/of:/bin/sh\n" for name, (uid, gid) in accounts.items()]
     (root / "etc/passwd").write_text("".join(lines), newline="\n")
     for name, (uid, gid) in accounts.items():
-        assert resolve(root, name=name) == User(uid, gid, (), "/home/of")
+        assert resolve(root, name=name) == User(uid, gid, (gid,), "/home/of")

@@ -1,4 +1,8 @@
+import fcntl
+import os
 import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,20 +12,20 @@ from hypothesis import strategies as st
 from criw.errors import InvalidArgument
 from criw_proto.runtime.v1 import DnsConfig
 from criw_supervisor.ledger.places import PodFiles
-from criw_supervisor.pods import etc
+from criw_supervisor.pods import etc, namespaces
 from criw_supervisor.pods.etc import EtcPlan, hostname, is_hostname, resolv_conf
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-@pytest.mark.parametrize("name", ["a", "web-1", "web.example.org", "x" * 64, "1a"])
-def test_the_hostname_asked_for_is_given(name: str) -> None:
+@pytest.mark.parametrize("name", ["a", "web-1", "web.example.org", "web.example.org.", "x" * 64, "a_b", "-a", "ŵ" * 32])
+def test_every_hostname_the_kernel_takes_is_given(name: str) -> None:
     assert is_hostname(name)
     assert hostname(name, pod_name="web", pod_id="p" * 64, host_network=False) == name
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a-", "a b", "a\nb", "ŵ", "x" * 65, "a_b", "a\n"])
-def test_what_is_no_hostname_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "a\0", "x" * 65, "ŵ" * 33, "a\n", "a\u2028b"])
+def test_what_the_kernel_or_a_hosts_file_cannot_take_as_a_name_is_refused(name: str) -> None:
     assert not is_hostname(name)
     with pytest.raises(InvalidArgument, match="cannot use hostname"):
         hostname(name or " ", pod_name="web", pod_id="p" * 64, host_network=False)
@@ -29,7 +33,7 @@ def test_what_is_no_hostname_is_refused(name: str) -> None:
 
 def test_without_one_it_is_the_pods_name_or_its_id_where_that_cannot_be_one() -> None:
     assert hostname("", pod_name="web", pod_id="p" * 64, host_network=False) == "web"
-    assert hostname("", pod_name="not_a_name", pod_id="0123456789abcdef", host_network=False) == "0123456789ab"
+    assert hostname("", pod_name="x" * 65, pod_id="0123456789abcdef", host_network=False) == "0123456789ab"
 
 
 def test_on_the_hosts_network_it_is_the_hosts() -> None:
@@ -78,12 +82,46 @@ def test_nothing_but_the_words_asked_for_is_ever_written(searches: list[str], op
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> PodFiles:
+def files(tmp_path: Path) -> Iterator[PodFiles]:
     made = PodFiles(tmp_path / "pod")
     made.directory.mkdir()
-    return made
+    yield made
+    namespaces.remove(made)
+    assert not made.directory.exists()
 
 
+def _set_flags(path: Path, flags: int) -> None:
+    """FS_IOC_SETFLAGS."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, 0x40086602, struct.pack("l", flags))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.root
+def test_containers_can_fill_no_more_than_the_pods_own_files(files: PodFiles) -> None:
+    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""), [])
+    with pytest.raises(OSError, match="No space left"), files.etc("hostname").open("ab", buffering=0) as file:
+        for _ in range(32):
+            file.write(bytes(1024 * 1024))
+    sizes = sum(path.stat().st_blocks * 512 for path in files.own_etc.iterdir())
+    assert sizes <= 2 * 1024 * 1024
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("flags", [0x10, 0x20])  # immutable, append only: chattr(1)
+def test_files_a_container_has_made_immutable_do_not_keep_the_pod(files: PodFiles, flags: int) -> None:
+    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""), [])
+    for name in ("hosts", "hostname", "resolv.conf"):
+        _set_flags(files.etc(name), flags)
+        with pytest.raises(PermissionError):
+            files.etc(name).unlink()
+    namespaces.remove(files)
+    assert not files.directory.exists()
+
+
+@pytest.mark.root
 def test_the_files_in_etc(files: PodFiles) -> None:
     etc.write(files, EtcPlan("web", host_network=False, resolv_conf="nameserver 10.0.0.1\n"), ["10.1.2.3", "fd00::3"])
     assert files.etc("hostname").read_text() == "web\n"
@@ -98,11 +136,13 @@ def test_the_files_in_etc(files: PodFiles) -> None:
         assert files.etc(name).stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.root
 def test_a_qualified_name_is_known_by_its_first_part_too(files: PodFiles) -> None:
     etc.write(files, EtcPlan("web.example.org", host_network=False, resolv_conf=""), ["10.1.2.3"])
     assert files.etc("hosts").read_text().splitlines()[-1] == "10.1.2.3\tweb.example.org\tweb"
 
 
+@pytest.mark.root
 @pytest.mark.skipif(not Path("/etc/hosts").exists(), reason="the host has no hosts file")
 def test_on_the_hosts_network_the_hosts_file_is_the_hosts(files: PodFiles) -> None:
     etc.write(files, EtcPlan("node", host_network=True, resolv_conf=""), [])

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from criw.store import Store
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.pods import etc
+from criw_supervisor.runtimes.bundle import Bundle
 from support.rooms import Rooms, pod_request
 
 INJECTED = "injected"
@@ -138,3 +140,10 @@ async def test_a_pods_life_leaves_nothing(rooms: Rooms) -> None:
     for _ in range(2):
         await rooms.pods.remove(pod)
     assert await rooms.contents() == before
+
+
+async def test_the_infra_process_outlives_the_containers_when_memory_is_short(rooms: Rooms) -> None:
+    pod = await rooms.run_pod()
+    process = Bundle(rooms.ledger.places.bundle(pod.id)).read()["process"]
+    assert isinstance(process, dict)
+    assert process["oomScoreAdj"] == max(-998, int(Path("/proc/self/oom_score_adj").read_text()))

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from criw.errors import FailedPrecondition
+from criw.errors import FailedPrecondition, InvalidArgument
 from criw_supervisor.runtimes.bundle import Bundle
 
-DOCUMENT: dict[str, object] = {"process": {"env": ["A=\udcff"], "args": ["sh"], "terminal": True}}
+DOCUMENT: dict[str, object] = {"process": {"env": ["A=ŵ"], "args": ["sh"], "terminal": True}}
 
 
 @pytest.fixture
@@ -20,8 +20,16 @@ def test_a_bundle_is_for_root_alone_and_gives_back_what_was_written(bundle: Bund
     assert bundle.read() == DOCUMENT
 
 
+@pytest.mark.parametrize("text", ["A=\udcff", "\ud800"])
+def test_text_that_would_reach_the_runtime_altered_is_refused(tmp_path: Path, text: str) -> None:
+    made = Bundle(tmp_path / "other")
+    with pytest.raises(InvalidArgument, match=r"cannot hand .* to the runtime: it is not UTF-8"):
+        made.write({"mounts": [{"source": f"/data/{text}"}]})
+    assert not made.directory.exists()
+
+
 def test_a_further_command_runs_as_the_containers_own(bundle: Bundle) -> None:
-    assert bundle.process(["ls", "-l"]) == {"env": ["A=\udcff"], "args": ["ls", "-l"], "terminal": False}
+    assert bundle.process(["ls", "-l"]) == {"env": ["A=ŵ"], "args": ["ls", "-l"], "terminal": False}
 
 
 def test_files_of_further_commands_are_known_by_their_names(bundle: Bundle) -> None:

@@ -13,21 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw.errors import Failed, FailedPrecondition, InvalidArgument
+from criw.errors import Failed, FailedPrecondition
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.conmon import (
     Exit,
-    Watch,
     attach,
     command,
     created_pid,
     is_there,
     kill_makers,
-    make_log_directory,
     read_exit,
     runtime_words,
 )
 from criw_supervisor.runtimes.handler import Launch, Task
+from criw_supervisor.runtimes.watch import Watch
 
 CONTAINER = "c" * 64
 RUNTIME = ["/usr/sbin/runc", "--debug", "--root", "/run/x"]
@@ -113,12 +112,6 @@ def test_the_last_of_several_log_lines_counts() -> None:
 
 
 # --- its files
-
-
-@pytest.mark.parametrize("directory", ["/proc/nothing/logs", "/etc/passwd/logs"])
-def test_a_log_directory_that_cannot_be_is_refused_by_name(directory: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"cannot make the log directory {directory}"):
-        make_log_directory(Path(directory, "a.log"))
 
 
 def test_an_exit_has_its_code_and_the_time_conmon_wrote_it(bundle: Bundle) -> None:

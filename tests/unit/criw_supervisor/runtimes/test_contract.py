@@ -43,6 +43,7 @@ class Case:
     def __init__(self, handler: Handler, directory: Path, cgroup: str) -> None:
         self.handler = handler
         self.logs = directory / "logs"
+        self.logs.mkdir()
         self._rootfs = directory / "rootfs"
         self._bundles = Places(directory / "run").bundles
         self._cgroup = cgroup
