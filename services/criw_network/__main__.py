@@ -1,5 +1,6 @@
 """criw-network: the network agent's process."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 
@@ -25,10 +26,17 @@ async def build(context: Context[NetworkSettings]) -> AsyncIterator[Collection[S
     ):
         attachments = Attachments(store, provider, context.config.run_dir("network") / "netns", registry)
         await attachments.recover()
-        try:
-            yield [NetworkRpc(attachments, provider.configure), NetworkStatusRpc(provider)]
-        finally:
-            await attachments.drain()
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(attachments.keep_undoing(), name="undo what is left"),
+                tasks.create_task(provider.keep(), name="keep bridge and rules"),
+            ]
+            try:
+                yield [NetworkRpc(attachments, provider.configure), NetworkStatusRpc(attachments, provider)]
+            finally:
+                for task in background:
+                    task.cancel()
+                await attachments.drain()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

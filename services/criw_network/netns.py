@@ -3,6 +3,7 @@
 These functions block; those that change the namespace of their thread say so and belong in `kernel.in_fresh_thread`.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -21,11 +22,24 @@ _PROC_SYS: Final = Path("/proc/sys")
 
 
 def create(pin: Path) -> None:
-    """Make a namespace with loopback up and pin it. Changes the thread's namespace."""
+    """Make a namespace with loopback up and pin it. Changes the thread's namespace.
+
+    No interface that comes into it listens to router advertisements: any pod on the same network may send some, and
+    be the way of all others to the world (CVE-2020-10749).
+    """
     kernel.unshare(kernel.CLONE_NEWNET)
     namespaces.pin("net", pin)
+    for interface in ("all", "default"):
+        set_ipv6(interface, accept_ra=0)
     with Netlink() as netlink:
         netlink.run(links.set_up(_LOOPBACK))
+
+
+def set_ipv6(interface: str, **settings: int) -> None:
+    """Write settings of an interface of the thread's namespace; a kernel without IPv6 needs none."""
+    for name, value in settings.items():
+        with contextlib.suppress(FileNotFoundError):
+            (_PROC_SYS / "net/ipv6/conf" / interface / name).write_text(str(value), encoding="ascii")
 
 
 def enter(pin: Path) -> None:

@@ -3,7 +3,7 @@
 tests/unit/criw_network/test_provider.py is this contract as tests.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,8 +35,11 @@ class Provider(Protocol):
     @property
     def condition(self) -> Condition: ...
 
-    async def recover(self, attached: Sequence[tuple[Pod, Attached]]) -> None:
-        """Once, before all else: take over these pods from an agent that ended, and remove what else has our marks."""
+    async def recover(self, attached: Sequence[tuple[Pod, Attached]]) -> Collection[str]:
+        """Once, before all else: take over these pods from an agent that ended, and remove what else has our marks.
+
+        The ids of pods of which something cannot be removed now are answered: they are to be detached later.
+        """
 
     async def attach(self, pod: Pod, netns: Path) -> Attached:
         """Wire a pod that is not attached. What a failure leaves is for `detach`.

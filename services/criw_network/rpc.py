@@ -46,7 +46,7 @@ class NetworkRpc(NetworkBase):
         return DetachResponse()
 
     async def list(self, message: ListRequest) -> ListResponse:
-        return ListResponse(pod_ids=sorted(self._attachments.ids()))
+        return ListResponse(pod_ids=sorted(self._attachments.known()), lost=sorted(self._attachments.lost()))
 
     async def update_config(self, message: UpdateConfigRequest) -> UpdateConfigResponse:
         await self._configure(message.pod_cidrs)
@@ -66,11 +66,15 @@ class NetworkRpc(NetworkBase):
 class NetworkStatusRpc(NetworkStatusBase):
     """criw.network.v1.NetworkStatus."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, attachments: Attachments, provider: Provider) -> None:
+        self._attachments = attachments
         self._provider = provider
 
     async def status(self, message: StatusRequest) -> StatusResponse:
-        return StatusResponse(**asdict(self._provider.condition))
+        condition = self._provider.condition
+        if condition.ready and (trouble := self._attachments.trouble):
+            return StatusResponse(ready=True, reason="Unfinished", message=trouble)
+        return StatusResponse(**asdict(condition))
 
 
 def pod_of(message: AttachRequest) -> Pod:

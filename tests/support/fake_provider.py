@@ -1,6 +1,6 @@
 """A network provider of the memory only; it passes the suite of the real ones (test_provider.py)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from pathlib import Path
@@ -37,11 +37,12 @@ class FakeProvider:
         if step in self._host.failing:
             raise self._host.failing.pop(step)
 
-    async def recover(self, attached: Sequence[tuple[Pod, Attached]]) -> None:
+    async def recover(self, attached: Sequence[tuple[Pod, Attached]]) -> Collection[str]:
         self._host.wired = {pod.id: pod.ports for pod, _ in attached}
         for pod, got in attached:
             self._given[pod.id] = got
             self._addresses -= set(got.addresses)
+        return []
 
     async def attach(self, pod: Pod, netns: Path) -> Attached:
         if not self.condition.ready:

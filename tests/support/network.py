@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ class NetworkClient:
     async def attached(self) -> set[str]:
         return set((await call(self.stub.list, ListRequest(), agent="criw-network")).pod_ids)
 
+    async def lost(self) -> set[str]:
+        return set((await call(self.stub.list, ListRequest(), agent="criw-network")).lost)
+
     async def status(self) -> StatusResponse:
         stub = NetworkStatusStub(self._crew.channel("network"))
         return await call(stub.status, StatusRequest(), agent="criw-network")
@@ -244,3 +248,28 @@ async def answers(question: Coroutine[object, object, object]) -> bool:
     except (OSError, TimeoutError):
         return False
     return True
+
+
+def send_router_advertisement(prefix: str) -> None:
+    """Say to all on `eth0`, by a raw frame as NET_RAW allows, that we are a router, and for a /64 of addresses."""
+    source, everybody = socket.inet_pton(socket.AF_INET6, "fe80::bad"), socket.inet_pton(socket.AF_INET6, "ff02::1")
+    mac = bytes.fromhex("02bad0bad001")
+    an_hour = struct.pack("!II", 3600, 3600)
+    on_link_and_autonomous = 0xC0
+    body = (
+        struct.pack("!BBHII", 64, 0, 1800, 0, 0)
+        + struct.pack("!BBBB", 3, 4, 64, on_link_and_autonomous)
+        + an_hour
+        + bytes(4)
+        + socket.inet_pton(socket.AF_INET6, prefix)
+        + (b"\x01\x01" + mac)
+    )
+    pseudo = source + everybody + struct.pack("!II", 4 + len(body), socket.IPPROTO_ICMPV6)
+    total = sum(struct.unpack(f"!{(len(pseudo) + 4 + len(body)) // 2}H", pseudo + b"\x86\0\0\0" + body))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    message = struct.pack("!BBH", 134, 0, ~total & 0xFFFF) + body
+    header = struct.pack("!IHBB", 6 << 28, len(message), socket.IPPROTO_ICMPV6, 255) + source + everybody
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sending:
+        sending.bind(("eth0", 0x86DD))
+        sending.send(bytes.fromhex("333300000001") + mac + b"\x86\xdd" + header + message)

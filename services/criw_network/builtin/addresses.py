@@ -1,8 +1,9 @@
 """Addresses of pods: the ranges, their gateways, and who has which."""
 
 import contextlib
+import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import ClassVar, Final, TypeAlias
 
@@ -66,8 +67,13 @@ def gateway(network: Network) -> Interface:
 
 
 def mac(address: Address) -> bytes:
-    """A locally administered MAC made of an address: who gets the address next is found in every neighbour cache."""
-    return b"\x02\xc1" + address.packed[-4:]
+    """A locally administered MAC made of an address: who gets the address next is found in every neighbour cache.
+
+    The ends of two IPv6 addresses may be the same, where pods have some of an earlier range: all of it counts.
+    """
+    if address.version == 6:
+        return b"\x02" + hashlib.sha256(address.packed).digest()[:5]
+    return b"\x02\xc1" + address.packed
 
 
 class Pool:
@@ -109,24 +115,52 @@ class Pool:
         return ipaddress.ip_interface((candidate, self.network.prefixlen))
 
     def occupy(self, address: Address) -> None:
-        """Note an address that a pod has."""
-        self._taken.add(int(address))
+        """Note an address that a pod has, or that is no pod's to have; one outside is passed over."""
+        if self._first <= int(address) < self._end:
+            self._taken.add(int(address))
 
     def give_back(self, address: Address) -> None:
         self._taken.discard(int(address))
 
 
 class Addresses:
-    """The pod ranges in force, and what pods have of them. `rotations` are those saved by an earlier process."""
+    """The pod ranges, and what pods have of them and of earlier ones. `rotations`: as an earlier process saved them."""
 
     def __init__(self, networks: Sequence[Network], rotations: Iterable[Rotation]) -> None:
         self._last = {row.id: ipaddress.ip_address(row.last) for row in rotations}
         self._pools: tuple[Pool, ...] = ()
-        self.use(networks, {})
+        self._held: dict[str, tuple[Interface, ...]] = {}
+        self.use(networks)
 
     @property
     def networks(self) -> tuple[Network, ...]:
+        """The ranges that new pods get addresses of."""
         return tuple(pool.network for pool in self._pools)
+
+    @property
+    def in_force(self) -> tuple[Network, ...]:
+        """These and the earlier ones pods still have addresses of: each needs its gateway, and is masqueraded.
+
+        One that begins where a wider one begins has the same gateway, and needs nothing of its own.
+        """
+        earlier = (address.network for given in self._held.values() for address in given)
+        present = tuple(dict.fromkeys([*self.networks, *earlier]))
+        widest: dict[tuple[int, Address], int] = {}
+        for network in present:
+            key = (network.version, network.network_address)
+            widest[key] = min(widest.get(key, network.prefixlen), network.prefixlen)
+        return tuple(n for n in present if n.prefixlen == widest[n.version, n.network_address])
+
+    def check(self) -> None:
+        """Raises FailedPrecondition if a pod has the address that a gateway needs."""
+        gateways = {gateway(network).ip: network for network in self.in_force}
+        for pod_id, given in self._held.items():
+            for address in given:
+                if (network := gateways.get(address.ip)) is not None:
+                    raise FailedPrecondition(
+                        f"cannot use pod range {network}: pod {pod_id} has {address.ip}, which is the range's gateway; "
+                        "remove that pod first"
+                    )
 
     def free(self) -> Mapping[int, int]:
         """How many pods each IP version has room for."""
@@ -135,44 +169,48 @@ class Addresses:
     def rotations(self) -> list[Rotation]:
         return [Rotation(id=str(pool.network), last=str(pool.last)) for pool in self._pools]
 
-    def use(self, networks: Sequence[Network], held: Mapping[str, Sequence[Interface]]) -> None:
-        """Change the pod ranges; `held` are the addresses that pods have.
-
-        Raises FailedPrecondition, changing nothing, if a pod would not fit.
-        """
-        for pod_id, given in held.items():
-            if not fits(given, networks):
-                raise FailedPrecondition(
-                    f"cannot use pod ranges {', '.join(map(str, networks)) or '(none)'}: pod {pod_id} has "
-                    f"{', '.join(map(str, given))}, of another range or gateway; remove the pods with such first"
-                )
+    def use(self, networks: Sequence[Network]) -> None:
+        """Change the ranges that new pods get addresses of; those that pods have stay theirs."""
         self._last |= {str(pool.network): pool.last for pool in self._pools}
         self._pools = tuple(Pool(network, last=self._last.get(str(network))) for network in networks)
-        for given in held.values():
-            for pool, address in self._of(given):
-                pool.occupy(address)
+        for given in self._held.values():
+            self._occupy(given)
 
-    def take(self) -> tuple[Interface, ...]:
-        """An address of each range. Raises ResourceExhausted, taking none."""
+    def hold(self, pod_id: str, given: Sequence[Interface]) -> None:
+        """Note what a pod got of an earlier process."""
+        self._held[pod_id] = tuple(given)
+        self._occupy(given)
+
+    def held(self) -> Collection[str]:
+        """The pods that have addresses."""
+        return self._held.keys()
+
+    def take(self, pod_id: str) -> tuple[Interface, ...]:
+        """An address of each range for the pod. Raises ResourceExhausted, taking none."""
         with contextlib.ExitStack() as undo:
             given: list[Interface] = []
             for pool in self._pools:
                 given.append(pool.take())
                 undo.callback(pool.give_back, given[-1].ip)
             undo.pop_all()
-        return tuple(given)
+        self._held[pod_id] = tuple(given)
+        return self._held[pod_id]
 
-    def give_back(self, given: Sequence[Interface]) -> None:
-        for pool, address in self._of(given):
-            pool.give_back(address)
+    def give_back(self, pod_id: str) -> None:
+        """A pod without any is a success."""
+        for address in self._held.pop(pod_id, ()):
+            self._free(address.ip)
+            if address.network not in self.in_force:
+                self._free(gateway(address.network).ip)
 
-    def _of(self, given: Sequence[Interface]) -> list[tuple[Pool, Address]]:
-        return [(pool, address.ip) for address in given for pool in self._pools if address.ip in pool.network]
+    def _occupy(self, given: Iterable[Interface]) -> None:
+        for address in given:
+            for pool in self._pools:
+                for taken in (address.ip, gateway(address.network).ip):
+                    if taken in pool.network:
+                        pool.occupy(taken)
 
-
-def fits(addresses: Sequence[Interface], networks: Sequence[Network]) -> bool:
-    """Whether a pod with these addresses goes on working with the ranges: inside one, and with its gateway."""
-    return all(
-        any(address.ip in network and gateway(address.network).ip == gateway(network).ip for network in networks)
-        for address in addresses
-    )
+    def _free(self, address: Address) -> None:
+        for pool in self._pools:
+            if address in pool.network:
+                pool.give_back(address)

@@ -3,6 +3,7 @@
 These functions block and are for threads in the host's namespace, unless they say otherwise.
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -14,9 +15,10 @@ from typing import Final
 
 from criw import kernel
 from criw.errors import FailedPrecondition
+from criw_network import netns
 from criw_network.builtin.addresses import Network, gateway, mac
 from criw_network.netlink import links
-from criw_network.netlink.links import Interface, Link
+from criw_network.netlink.links import Address, Interface, Link
 from criw_network.netlink.socket import Netlink
 
 log = logging.getLogger(__name__)
@@ -80,11 +82,13 @@ class Bridge:
                     links.new_bridge(self.name, mac=own_mac, mtu=self._mtu), links.set_alias(self.name, self._owner)
                 )
             index = links.index_of(self.name)
+            netlink.run(links.set_up(index))
             own = {address for i, address in present if i == index}
             wanted = {gateway(network) for network in networks}
             netlink.run(
-                *(links.add_address(index, address) for address in wanted - own),
+                # In this order: the kernel has an IPv6 address once, with whatever prefix.
                 *(links.delete_address(index, address) for address in own - wanted),
+                *(links.add_address(index, address) for address in wanted - own),
             )
             for link in links.links(netlink):
                 if link.master == 0 and link.name.startswith(self._prefix):
@@ -93,26 +97,43 @@ class Bridge:
         self._allow_forwarding({network.version for network in networks})
 
     def _allow_forwarding(self, versions: set[int]) -> None:
+        if (_SYSCTL / "ipv6").exists():
+            _set(f"ipv6/conf/{self.name}/accept_ra", "0")  # no pod may pose as the host's router
         if 4 in versions:
             _set("ipv4/ip_forward", "1")
-            _set(f"ipv4/conf/{self.name}/route_localnet", "1")  # 127.0.0.1 of the host leads to host ports
-        if 6 in versions:
-            if _read("ipv6/conf/all/forwarding") != "1":
-                # A host that forwards ignores router advertisements unless told otherwise: without this, one that has
-                # its default route from them would lose it.
-                for setting in (_SYSCTL / "ipv6/conf").glob("*/accept_ra"):
-                    if setting.read_text().strip() == "1":
-                        setting.write_text("2")
-                _set("ipv6/conf/all/forwarding", "1")
-            _set(f"ipv6/conf/{self.name}/accept_ra", "0")  # no pod may pose as the host's router
+        if 6 in versions and _read("ipv6/conf/all/forwarding") != "1":
+            # A host that forwards ignores router advertisements unless told otherwise: without this, one that has
+            # its default route from them would lose it.
+            for setting in (_SYSCTL / "ipv6/conf").glob("*/accept_ra"):
+                if setting.read_text().strip() == "1":
+                    setting.write_text("2")
+            _set("ipv6/conf/all/forwarding", "1")
 
-    def connect(self, pod_id: str, addresses: Sequence[Interface], netns: Path) -> None:
+    def lead_loopback(self, *, allowed: bool) -> None:
+        """Whether 127.0.0.1 of the host leads to host ports. Pods could use it too, but for the rules that guard it."""
+        with contextlib.suppress(FileNotFoundError):  # no bridge
+            _set(f"ipv4/conf/{self.name}/route_localnet", str(int(allowed)))
+
+    def as_made(self, networks: Sequence[Network]) -> bool:
+        """Whether the bridge is what `ensure` makes it for these pod ranges, as far as it is cheap to see."""
+        with Netlink() as netlink:
+            found = self.find(netlink)
+        versions = {network.version for network in networks}
+        return (
+            found is not None
+            and found.up
+            and (4 not in versions or _read("ipv4/ip_forward") == "1")
+            and (6 not in versions or _read("ipv6/conf/all/forwarding") == "1")
+            and all(_is_here(gateway(network).ip) for network in networks)
+        )
+
+    def connect(self, pod_id: str, addresses: Sequence[Interface], pin: Path) -> None:
         """Wire a pod: a veth pair between the bridge and `eth0` in its namespace, addresses and default routes.
 
         Begins in the host's namespace and leaves the thread in the pod's.
         """
         port = self.port(pod_id)
-        with netns.open("rb") as file, Netlink() as host:
+        with pin.open("rb") as file, Netlink() as host:
             host.run(
                 links.new_veth(
                     port,
@@ -126,6 +147,9 @@ class Bridge:
                 links.allow_hairpin(port),
             )
             kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
+        # Before the link is up. Without an address of ours, IPv6 has nothing to do there; the loopback keeps ::1.
+        without = all(address.version == 4 for address in addresses)
+        netns.set_ipv6(POD_INTERFACE, accept_ra=0, disable_ipv6=int(without))
         with Netlink() as pod:
             index = links.index_of(POD_INTERFACE)
             pod.run(
@@ -172,6 +196,17 @@ def _check_ranges(networks: Sequence[Network], foreign: Sequence[tuple[int, Inte
                     f"cannot use pod range {network}: {socket.if_indextoname(index)} has {address}; "
                     "set network.pod_cidrs to a range of its own"
                 )
+
+
+def _is_here(address: Address) -> bool:
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError as err:
+            if err.errno == errno.EADDRNOTAVAIL:
+                return False
+            raise
+    return True
 
 
 def delete_link(name: str) -> None:

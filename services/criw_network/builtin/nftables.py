@@ -14,9 +14,9 @@ import socket
 import threading
 from typing import Final
 
-from pyroute2.netlink import NETLINK_NETFILTER
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETTABLE, nft_table_msg
+from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_NETFILTER, NLM_F_DUMP, SOL_NETLINK
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETRULE, NFT_MSG_GETTABLE, nft_rule_msg, nft_table_msg
 
 from criw.errors import Failed, FailedPrecondition
 from criw_network.netlink.socket import Message, Netlink
@@ -80,11 +80,14 @@ class Nftables:
             self._library.nft_ctx_free(self._context)
 
 
-def table_exists(name: str) -> bool:
-    """Whether there is a table `inet <name>`; asked directly, for the library would read every table of the host."""
+def table_handle(name: str) -> int | None:
+    """The kernel's number of table `inet <name>`, which no other ever gets; None if there is no such table.
+
+    Asked directly, for the library would read every table of the host.
+    """
     with Netlink(NETLINK_NETFILTER) as netlink:
         try:
-            netlink.ask(
+            (found,) = netlink.ask(
                 Message(
                     NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE,
                     nft_table_msg,
@@ -95,6 +98,36 @@ def table_exists(name: str) -> bool:
             )
         except OSError as err:
             if err.errno == errno.ENOENT:
-                return False
+                return None
             raise
-    return True
+    return int(found.get_attr("NFTA_TABLE_HANDLE"))
+
+
+def rule_handles(name: str) -> frozenset[int]:
+    """The kernel's numbers of the rules of table `inet <name>`: a rule that is made again gets another."""
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        found = netlink.ask(
+            Message(
+                NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE,
+                nft_rule_msg,
+                {"nfgen_family": _NFPROTO_INET},
+                [("NFTA_RULE_TABLE", name)],
+                NLM_F_DUMP,
+                f"list the rules of table {name}",
+            )
+        )
+        return frozenset(int(rule.get_attr("NFTA_RULE_HANDLE")) for rule in found)
+
+
+def watch_tables() -> socket.socket:
+    """A socket, not blocking, that gets every change of the tables of the thread's namespace."""
+    events = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
+    )
+    events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+    return events
+
+
+def mentions(datagram: bytes, name: str) -> bool:
+    """Whether a datagram of `watch_tables` may be about the table: its name is in it."""
+    return name.encode() + b"\0" in datagram

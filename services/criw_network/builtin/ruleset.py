@@ -1,7 +1,7 @@
 """The nftables rules of one bridge: a static table; a pod only adds elements to its maps.
 
 Names: the table is `inet criw_<bridge>`. `port4` and `port6` lead from a protocol and port, on any address of the
-host, to a pod; `address4` and `address6` do so for one address of the host.
+host, to a pod; `address4` and `address6` do so for one address, while the host has it.
 """
 
 import ipaddress
@@ -69,8 +69,9 @@ def replace(bridge: str, networks: Sequence[Network], present: Iterable[Element]
     chain hostports {{
         # Nothing that comes from ::1 ever leaves the loopback interface: refused at once is better than never answered.
         ip6 daddr ::1 return
-        dnat ip to ip daddr . meta l4proto . th dport map @address4
-        dnat ip6 to ip6 daddr . meta l4proto . th dport map @address6
+        # A pod may name any address: whatever is not the host's now goes where it would have gone without us.
+        fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @address4
+        fib daddr type local dnat ip6 to ip6 daddr . meta l4proto . th dport map @address6
         fib daddr type local dnat ip to meta l4proto . th dport map @port4
         fib daddr type local dnat ip6 to meta l4proto . th dport map @port6
     }}

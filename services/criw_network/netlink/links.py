@@ -61,6 +61,7 @@ class Link:
     name: str
     alias: str
     master: int
+    up: bool
 
 
 def _fields(index: int = 0, *, up: bool = False) -> dict[str, int]:
@@ -217,6 +218,7 @@ def _link(found: nlmsg) -> Link:
         name=found.get_attr("IFLA_IFNAME"),
         alias=found.get_attr("IFLA_IFALIAS", ""),
         master=found.get_attr("IFLA_MASTER", 0),
+        up=bool(found["flags"] & IFF_UP),
     )
 
 

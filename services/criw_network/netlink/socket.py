@@ -7,7 +7,7 @@ returns.
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -88,8 +88,11 @@ class Netlink:
         if refused is not None:
             raise refused
 
-    def ask(self, message: Message) -> list[nlmsg]:
-        """What answers a dump or a get, of the message's form. Raises the kernel's OSError."""
+    def ask(self, message: Message, *, worth: Callable[[bytes], bool] | None = None) -> list[nlmsg]:
+        """What answers a dump or a get, of the message's form. Raises the kernel's OSError.
+
+        `worth` tells, by its bytes, whether one of many is worth reading: pyroute2 takes 0.2 ms for one with nests.
+        """
         first = self._send((message,), 0)
         found: list[nlmsg] = []
         while True:
@@ -100,7 +103,8 @@ class Netlink:
                     if (err := _refusal(head, message.what)) is not None:
                         raise err
                     return found
-                found.append(read(message.form, head))
+                if worth is None or worth(bytes(head.data[head.offset : head.offset + head.length])):
+                    found.append(read(message.form, head))
                 if message.flags & NLM_F_DUMP != NLM_F_DUMP:
                     return found
 

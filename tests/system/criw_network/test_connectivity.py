@@ -12,6 +12,7 @@ from support.network import (
     ask_tcp,
     ask_udp,
     outside_world,
+    send_router_advertisement,
     tcp_server,
     udp_server,
 )
@@ -72,6 +73,38 @@ async def test_a_pod_cannot_reach_the_hosts_loopback(crew: Crew, network: Networ
     async with udp_server(HOST, 8082, "127.0.0.1"), tcp_server(HOST, 8082, "127.0.0.1"):
         assert (await ask_tcp(HOST, "127.0.0.1", 8082))[0] == "host"
         assert not await answers(ask_udp(pod, "127.0.0.1", 8082))
+
+
+async def listens_to_no_router(crew: Crew, network: NetworkClient) -> None:
+    rogue, victim = await network.attach(), await network.attach()
+    for _ in range(3):
+        await rogue.inside(lambda: send_router_advertisement("2001:db8:bad::"))
+        assert rogue.pings(victim.ips[0]), "what it sent before has arrived, too"
+    for place, link in ((victim, "eth0"), (HOST, crew.config.network.bridge)):
+        assert "2001:db8:bad" not in place.run("ip", "-6", "addr", "show", "dev", link).stdout, place.name
+        assert "fe80::bad" not in place.run("ip", "-6", "route", "show", "dev", link).stdout, place.name
+
+
+async def test_no_pod_can_pose_as_a_router(crew: Crew, network: NetworkClient) -> None:
+    """CVE-2020-10749: neither to another pod nor to the host."""
+    await listens_to_no_router(crew, network)
+
+
+async def test_no_pod_can_pose_as_a_router_where_there_is_only_ipv4() -> None:
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        await listens_to_no_router(crew, network)
+        await network.detach_all()
+
+
+async def test_a_pod_without_an_ipv6_address_has_ipv6_on_its_loopback_only() -> None:
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        pod = await network.attach()
+        assert pod.run("ip", "-6", "addr", "show", "dev", "eth0").stdout == ""
+        async with tcp_server(pod, 80, "::1"):
+            assert await ask_tcp(pod, "::1", 80) == (pod.name, "::1")
+        await network.detach(pod)
 
 
 async def test_two_crews_do_not_disturb_each_other(crew: Crew, network: NetworkClient) -> None:

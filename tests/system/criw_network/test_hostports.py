@@ -1,5 +1,7 @@
 """Host ports: from wherever one may try to reach them, and who may have which."""
 
+import json
+
 import pytest
 
 from criw.errors import AlreadyExists, InvalidArgument
@@ -76,6 +78,37 @@ async def test_a_host_port_of_one_address_is_open_there_only(network: NetworkCli
             assert (await ask_tcp(HOST, host[4], 28004))[0] == pod.name
             assert not await answers(ask_tcp(world, host[4], 28003))
             assert not await answers(ask_tcp(HOST, "127.0.0.1", 28004))
+
+
+async def test_a_host_port_on_a_foreign_address_leads_no_traffic_astray(network: NetworkClient) -> None:
+    """Anybody may ask for hostIP: the address of a cluster's DNS, or of another machine."""
+    async with outside_world() as (world, _):
+        ports = [port(28015, 80, host_ip=ip, protocol=kind) for ip in world.ips for kind in ("tcp", "udp")]
+        thief = await network.attach(ports=ports)
+        victim = await network.attach()
+        for ip, own in zip(world.ips, thief.ips, strict=True):
+            async with (
+                tcp_server(world, 28015, ip),
+                udp_server(world, 28015, ip),
+                tcp_server(thief, 80, own),
+                udp_server(thief, 80, own),
+            ):
+                for place in (HOST, victim, thief):
+                    assert (await ask_tcp(place, ip, 28015))[0] == "outside", f"{place.name} {ip}"
+                    assert (await ask_udp(place, ip, 28015))[0] == "outside", f"{place.name} {ip}"
+
+
+async def test_a_host_port_waits_for_its_address(network: NetworkClient) -> None:
+    """A floating address comes to the host after the pod."""
+    async with outside_world() as (world, host):
+        floating = host[4].removesuffix(".1") + ".9"
+        pod = await network.attach(ports=[port(28016, host_ip=floating)])
+        listed = json.loads(HOST.run("ip", "-j", "-4", "addr", "show", "to", host[4]).stdout)
+        link = next(one["ifname"] for one in listed if one)
+        async with tcp_server(pod, 80):
+            assert not await answers(ask_tcp(world, floating, 28016))
+            assert HOST.run("ip", "addr", "add", f"{floating}/24", "dev", link).returncode == 0
+            assert (await ask_tcp(world, floating, 28016))[0] == pod.name
 
 
 async def test_other_traffic_to_that_port_passes(network: NetworkClient) -> None:

@@ -5,12 +5,16 @@ import contextlib
 import ipaddress
 import json
 import random
+import secrets
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from criw import kernel
-from criw.errors import Fault
+from criw.errors import AlreadyExists, Fault
 from criw.ids import new_id
 from criw_proto.criw.network.v1 import PortMapping
 from support import host
@@ -128,7 +132,7 @@ async def test_what_has_no_record_is_removed_at_start() -> None:
         await network.detach(kept)
 
 
-async def test_after_a_reboot_the_pods_are_gone() -> None:
+async def test_after_a_reboot_the_pods_are_told_to_be_lost() -> None:
     """Namespaces, links and rules end with the kernel; what is left is the database, and perhaps files for pins."""
     async with running_crew(["network"]) as crew:
         network = NetworkClient(crew)
@@ -143,13 +147,16 @@ async def test_after_a_reboot_the_pods_are_gone() -> None:
         HOST.run("ip", "link", "del", crew.config.network.bridge)
         HOST.run("nft", "delete", "table", "inet", f"criw_{crew.config.network.bridge}")
         await crew.start("network")
-        assert await network.attached() == records(crew) == pins(crew) == set()
+        assert await network.lost() == await network.attached() == {pod.name for pod in pods}
         pod = await network.attach(pods[0].name, ports=[PortMapping("tcp", 80, 28203)])
         assert pod.pings(gateway(crew))
-        await network.detach(pod)
+        assert await network.lost() == {pods[1].name}
+        await network.detach_all()
+        assert await network.attached() == records(crew) == pins(crew) == set()
 
 
-async def test_a_pod_whose_namespace_is_gone_is_dropped_and_the_others_stay() -> None:
+async def test_a_pod_whose_namespace_is_gone_is_told_and_keeps_its_address() -> None:
+    """The supervisor may still say that it is ready: until it is detached, no other may have what it had."""
     async with running_crew(["network"]) as crew:
         network = NetworkClient(crew)
         gone, stays = await network.attach(ports=[PortMapping("tcp", 80, 28204)]), await network.attach()
@@ -157,9 +164,32 @@ async def test_a_pod_whose_namespace_is_gone_is_dropped_and_the_others_stay() ->
         assert gone.netns is not None
         kernel.umount2(gone.netns, flags=kernel.MNT_DETACH)
         await crew.start("network")
-        assert await network.attached() == records(crew) == pins(crew) == aliases(crew) == {stays.name}
+        assert await network.attached() == records(crew) == {gone.name, stays.name}
+        assert await network.lost() == {gone.name}
+        other = await network.attach()
+        assert other.ips != gone.ips
+        with pytest.raises(AlreadyExists, match=gone.name):
+            await network.attach(ports=[PortMapping("tcp", 80, 28204)])
+        await network.detach(gone)
+        assert await network.lost() == set()
+        assert await network.attached() == records(crew) == pins(crew) == aliases(crew) == {stays.name, other.name}
         assert elements(crew) == []
         await network.detach(stays)
+        await network.detach(other)
+
+
+async def test_a_namespace_that_goes_while_the_agent_runs_is_told() -> None:
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        pod = await network.attach()
+        assert await network.lost() == set()
+        assert pod.netns is not None
+        kernel.umount2(pod.netns, flags=kernel.MNT_DETACH)
+        assert await network.lost() == {pod.name}
+        again = await network.attach(pod.name)
+        assert again.pings(gateway(crew))
+        assert await network.lost() == set()
+        await network.detach(pod)
 
 
 async def test_an_idle_agent_leaves_the_host_as_it_was() -> None:
@@ -177,6 +207,8 @@ async def test_an_idle_agent_leaves_the_host_as_it_was() -> None:
         assert pod.netns is not None
         kernel.umount2(pod.netns, flags=kernel.MNT_DETACH)
         await crew.start("network")
+        await network.detach(pod)
+        await crew.stop("network")
         assert host.links(crew) == host.rules(crew) == [], "what a killed agent left, the next one takes away"
 
 
@@ -199,6 +231,89 @@ async def test_rules_and_bridge_that_somebody_removes_come_back() -> None:
         for rest in (other, third):
             await network.detach(rest)
         assert left_by_pods(crew) == []
+
+
+LOOPBACK = "/proc/sys/net/ipv4/conf/{}/route_localnet"
+
+
+async def eventually(found: Callable[[], bool]) -> None:
+    """Within seconds, though nobody asks the agent for anything."""
+    async with asyncio.timeout(15):
+        while not found():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["nft", "delete", "table", "inet", "{table}"],
+        ["nft", "flush", "table", "inet", "{table}"],
+        ["nft", "flush", "chain", "inet", "{table}", "guard"],
+    ],
+    ids=" ".join,
+)
+async def test_rules_that_somebody_takes_away_come_back_by_themselves(change: list[str]) -> None:
+    """As `systemctl restart nftables` does. Without the guard, the host's loopback would be open to pods."""
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        pod = await network.attach(ports=[PortMapping("tcp", 80, 28207)])
+        name = crew.config.network.bridge
+        before = rules_of(crew)
+        assert "drop" in before
+        assert "masquerade" in before
+        assert HOST.run(*(word.format(table=f"criw_{name}") for word in change)).returncode == 0
+        await eventually(lambda: rules_of(crew) == before)
+        await eventually(lambda: Path(LOOPBACK.format(name)).read_text() == "1\n")
+        async with tcp_server(pod, 80):
+            assert (await ask_tcp(HOST, "127.0.0.1", 28207))[0] == pod.name
+        assert (await network.status()).ready
+        await network.detach(pod)
+
+
+async def test_a_bridge_that_somebody_takes_away_or_changes_comes_back_by_itself() -> None:
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        pod, other = await network.attach(), await network.attach()
+        name = crew.config.network.bridge
+        for change in (
+            ["ip", "link", "del", name],
+            ["ip", "link", "set", name, "down"],
+            ["ip", "addr", "flush", "dev", name],
+        ):
+            assert HOST.run(*change).returncode == 0
+            await eventually(lambda: pod.pings(gateway(crew)))
+            assert pod.pings(other.ips[0])
+        await network.detach_all()
+
+
+async def test_rules_that_cannot_be_made_again_are_told_and_the_hosts_loopback_is_closed() -> None:
+    async with running_crew(["network"]) as crew:
+        network = NetworkClient(crew)
+        pod = await network.attach(ports=[PortMapping("tcp", 80, 28208)])
+        name = crew.config.network.bridge
+        rival = f"rv{secrets.token_hex(3)}"
+        assert HOST.run("ip", "link", "add", rival, "type", "bridge").returncode == 0
+        try:
+            # Another link has our range now: the bridge cannot be made with it, nor the rules.
+            assert HOST.run("ip", "addr", "add", f"{gateway(crew)}/24", "dev", rival).returncode == 0
+            assert HOST.run("nft", "delete", "table", "inet", f"criw_{name}").returncode == 0
+            async with asyncio.timeout(15):
+                while (status := await network.status()).ready:
+                    await asyncio.sleep(0.01)
+            assert status.reason == "NetworkRemoved"
+            assert rival in status.message
+            assert Path(LOOPBACK.format(name)).read_text() == "0\n"
+        finally:
+            HOST.run("ip", "link", "del", rival)
+        await eventually(lambda: "masquerade" in rules_of(crew))
+        async with asyncio.timeout(15):
+            while not (await network.status()).ready:
+                await asyncio.sleep(0.01)
+        await network.detach(pod)
+
+
+def rules_of(crew: Crew) -> str:
+    return HOST.run("nft", "list", "table", "inet", f"criw_{crew.config.network.bridge}").stdout
 
 
 async def test_a_request_under_way_is_finished_before_the_agent_stops() -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criw.errors import InvalidArgument, ResourceExhausted
-from criw_network.builtin.addresses import Network, Pool, fits, gateway, mac, parse_ranges
+from criw.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from criw_network.builtin.addresses import Addresses, Network, Pool, gateway, mac, parse_ranges
 from criw_network.netlink.links import Address
 
 
@@ -124,26 +124,46 @@ def test_two_ranges_of_a_family_are_refused() -> None:
         parse_ranges(["10.0.0.0/16", "fd00::/64", "10.1.0.0/16"])
 
 
-@pytest.mark.parametrize(
-    ("cidrs", "fit"),
-    [
-        (["10.0.0.0/24"], True),
-        (["10.0.0.0/16"], True),
-        (["10.0.0.0/16", "fd00::/64"], True),
-        (["10.0.0.0/29"], False),
-        (["10.1.0.0/24"], False),
-        (["fd00::/64"], False),
-        ([], False),
-    ],
-)
-def test_a_pod_fits_a_range_with_its_address_and_gateway(cidrs: list[str], fit: bool) -> None:
-    assert fits([ip_interface("10.0.0.9/24")], parse_ranges(cidrs)) is fit
+def earlier(cidr: str, *addresses: str) -> Addresses:
+    """The range of now, with pods "0", "1", … that have these addresses of earlier ones."""
+    held = Addresses(parse_ranges([cidr]), [])
+    for number, address in enumerate(addresses):
+        held.hold(str(number), [ip_interface(address)])
+    return held
 
 
-def test_a_pod_does_not_fit_a_range_with_another_gateway() -> None:
-    assert not fits([ip_interface("10.0.1.9/24")], parse_ranges(["10.0.0.0/16"]))
+def test_ranges_stay_in_force_as_long_as_a_pod_has_an_address_of_them() -> None:
+    addresses = earlier("10.1.0.0/24", "10.0.0.2/16", "10.0.0.3/16")
+    assert addresses.in_force == parse_ranges(["10.1.0.0/24"]) + parse_ranges(["10.0.0.0/16"])
+    addresses.give_back("0")
+    assert len(addresses.in_force) == 2
+    addresses.give_back("1")
+    assert addresses.in_force == addresses.networks == parse_ranges(["10.1.0.0/24"])
+
+
+@pytest.mark.parametrize(("now", "before"), [("10.0.0.0/16", "10.0.0.9/24"), ("10.0.0.0/24", "10.0.0.9/16")])
+def test_of_ranges_with_one_gateway_the_widest_is_in_force(now: str, before: str) -> None:
+    assert earlier(now, before).in_force == (ip_network("10.0.0.0/16"),)
+
+
+def test_a_new_pod_gets_no_address_that_an_old_one_needs() -> None:
+    addresses = earlier("10.0.0.0/28", "10.0.0.3/16", "10.0.0.10/29", "10.0.0.5/24")
+    taken = [str(addresses.take(f"new {number}")[0].ip) for number in range(addresses.free()[4])]
+    assert not {"10.0.0.3", "10.0.0.5", "10.0.0.10", "10.0.0.9"} & set(taken), "9 is the gateway of 10.0.0.8/29"
+    for number in range(3):
+        addresses.give_back(str(number))
+    assert addresses.free() == {4: 4}, "they come back with the pods that needed them"
+
+
+def test_a_range_whose_gateway_a_pod_has_is_refused() -> None:
+    with pytest.raises(FailedPrecondition, match=r"10\.0\.5\.0/24: pod 0 has 10\.0\.5\.1"):
+        earlier("10.0.5.0/24", "10.0.5.1/16").check()
+    earlier("10.0.5.0/24", "10.0.5.2/16").check()
 
 
 def test_a_mac_is_local_and_follows_the_address() -> None:
     assert mac(ip_address("10.1.2.3")) == bytes((2, 0xC1, 10, 1, 2, 3))
-    assert mac(ip_address("fd00::1:2")) == bytes((2, 0xC1, 0, 1, 0, 2))
+    one = mac(ip_address("fd00::1:2"))
+    assert (len(one), one[0]) == (6, 2)
+    assert one == mac(ip_address("fd00::1:2"))
+    assert one != mac(ip_address("fd01::1:2")), "two ranges may be in use at a time"

@@ -194,6 +194,14 @@ default_message_pool.register_message("criw.network.v1", "ListRequest", ListRequ
 @dataclass(eq=False, repr=False)
 class ListResponse(betterproto2.Message):
     pod_ids: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    also those being attached, and those a failed undoing left something of
+    """
+
+    lost: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    of these, attached ones whose namespace is gone: a reboot, or somebody unmounted it
+    """
 
 
 default_message_pool.register_message("criw.network.v1", "ListResponse", ListResponse)
@@ -275,12 +283,12 @@ class StatusResponse(betterproto2.Message):
 
     reason: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    one CamelCase word when not ready
+    one CamelCase word when something is wrong
     """
 
     message: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    a sentence when not ready
+    a sentence when something is wrong; pods can be attached all the same if `ready`
     """
 
 
@@ -358,7 +366,8 @@ class NetworkStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListResponse":
         """
-        Ids of all attached pods: what the supervisor compares with its own records when it starts.
+        All pods of which there is anything, and which of them have no network any more: what the supervisor compares with
+        its own records. What a lost pod had is given to no other before it is detached.
         """
 
         if message is None:
@@ -382,8 +391,8 @@ class NetworkStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateConfigResponse":
         """
-        Sets the node's pod CIDRs. Errors: INVALID_ARGUMENT (not a CIDR, more than one of a family), FAILED_PRECONDITION
-        (attached pods have addresses outside the new range).
+        Sets the node's pod CIDRs. Attached pods keep the addresses they have, of whatever range. Errors: INVALID_ARGUMENT (not
+        a CIDR, more than one of a family), FAILED_PRECONDITION (another link has the range, or a pod its gateway).
         """
 
         return await self._unary_unary(
@@ -463,15 +472,16 @@ class NetworkBase(betterproto2_grpclib.ServiceBase):
 
     async def list(self, message: "ListRequest") -> "ListResponse":
         """
-        Ids of all attached pods: what the supervisor compares with its own records when it starts.
+        All pods of which there is anything, and which of them have no network any more: what the supervisor compares with
+        its own records. What a lost pod had is given to no other before it is detached.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update_config(self, message: "UpdateConfigRequest") -> "UpdateConfigResponse":
         """
-        Sets the node's pod CIDRs. Errors: INVALID_ARGUMENT (not a CIDR, more than one of a family), FAILED_PRECONDITION
-        (attached pods have addresses outside the new range).
+        Sets the node's pod CIDRs. Attached pods keep the addresses they have, of whatever range. Errors: INVALID_ARGUMENT (not
+        a CIDR, more than one of a family), FAILED_PRECONDITION (another link has the range, or a pod its gateway).
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
