@@ -28,6 +28,7 @@ CONDITION_COLUMNS: Final = ("CONDITION", "STATUS", "REASON", "MESSAGE")
 LIMIT_S: Final = 3.0
 DOWN: Final = "down"
 SERVING: Final = "serving"
+_ANSWER_LIMIT_BYTES: Final = 1000
 NOT_SERVING: Final = "not serving"
 _BY_HTTP: Final[Mapping[int, str]] = {HTTPStatus.OK: SERVING, HTTPStatus.SERVICE_UNAVAILABLE: NOT_SERVING}
 
@@ -108,22 +109,29 @@ async def _agent_status(config: CrewFacts, agent: AgentName, instance: int) -> A
         async with Channel(path) as channel:
             reply = await ask(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
         health = SERVING if reply.status is HealthCheckResponseServingStatus.SERVING else NOT_SERVING
-        version = await asyncio.to_thread(_http_version, host, port)
+        version = await asyncio.to_thread(_http_version, agent, host, port)
     except Unavailable:
         pass  # it is down, as said
     except PermissionDenied as err:  # an agent's socket is for root and the crew only, its HTTP endpoint for all
         code, _ = await asyncio.to_thread(_http_get, host, port, "/readyz")
         health = _BY_HTTP.get(code, str(err))
-        version = await asyncio.to_thread(_http_version, host, port)
+        version = await asyncio.to_thread(_http_version, agent, host, port)
     except Fault:
         health = "does not answer"
-    return AgentStatus(name, health, version, f"{host}:{port}", str(path))
+    served = f"{host}:{port}" if version or health != SERVING or not port else f"{host}:{port} (not served)"
+    return AgentStatus(name, health, version, served, str(path))
 
 
-def _http_version(host: str, port: int) -> str:
-    """What /version says; empty if the endpoint cannot be reached."""
+def _http_version(agent: AgentName, host: str, port: int) -> str:
+    """What /version says; empty if the agent does not answer there: anybody may have its port, and say anything."""
     code, body = _http_get(host, port, "/version")
-    return str(json.loads(body)["version"]) if code == HTTPStatus.OK else ""
+    try:
+        said = json.loads(body)
+        version = str(said["version"])
+        ours = code == HTTPStatus.OK and said["agent"] == agent and version.isprintable()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return version if ours else ""
 
 
 def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
@@ -132,7 +140,7 @@ def _http_get(host: str, port: int, path: str) -> tuple[int, bytes]:
     try:
         connection.request("GET", path)
         reply = connection.getresponse()
-        return reply.status, reply.read()
+        return reply.status, reply.read(_ANSWER_LIMIT_BYTES)
     except (OSError, http.client.HTTPException):
         return 0, b""
     finally:

@@ -1,5 +1,6 @@
 """Entry point of criw-image."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 
@@ -12,11 +13,11 @@ from criw.service import Context, run_service
 from criw.store import open_store
 from criw_image.catalogue import Catalogue
 from criw_image.claims import Claims
-from criw_image.endpoint import open_http
 from criw_image.joined import JoinedPulls
 from criw_image.pull import Puller
 from criw_image.removal import Removal
 from criw_image.rpc import ImageRpc, ImagesRpc
+from criw_image.transport import open_http
 from criw_proto.criw.storage.v1 import DiskStub, LayersStub
 
 
@@ -40,6 +41,10 @@ async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collecti
         catalogue = Catalogue(store, claims)
         images.set_function(lambda: catalogue.count)
         removal = Removal(catalogue=catalogue, claims=claims, storage=storage, blobs=blobs)
+        unfinished = Gauge(
+            "criw_image_unfinished", "What is left of images and could not be removed yet.", registry=registry
+        )
+        unfinished.set_function(lambda: removal.failures)
         await removal.recover()
         puller = Puller(
             http=await stack.enter_async_context(open_http(context.config.image)),
@@ -51,7 +56,10 @@ async def image_agent(context: Context[ImageSettings]) -> AsyncIterator[Collecti
             downloaded=downloaded,
         )
         pulls = await stack.enter_async_context(JoinedPulls(puller.pull, outcomes))
-        yield [ImageRpc(catalogue, pulls, removal, DiskStub(channel)), ImagesRpc(catalogue, pulls)]
+        async with asyncio.TaskGroup() as tasks:
+            again = tasks.create_task(removal.run(), name="remove what is left")
+            yield [ImageRpc(catalogue, pulls, removal, DiskStub(channel)), ImagesRpc(catalogue, pulls)]
+            again.cancel()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

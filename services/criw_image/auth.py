@@ -5,7 +5,6 @@ token server, which gives a short-lived bearer token for the credentials and the
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from criw.errors import InvalidArgument
+from criw_image.foreign import can_be_sent
 from criw_image.reference import canonical_host
 from criw_proto.runtime.v1 import AuthConfig
 
@@ -54,7 +54,7 @@ def credentials_of(auth: AuthConfig | None, *, host: str, registry: str) -> Cred
     """What of a pull request's credentials may be sent to `host`, in a pull from `registry`.
 
     Credentials without a server address are for the registry the image is named after, and for no mirror of it.
-    Raises InvalidArgument for an `auth` that is not base64 of user:password.
+    Raises InvalidArgument for an `auth` that is not base64 of user:password, and for what cannot be sent.
     """
     if auth is None:
         return None
@@ -62,6 +62,8 @@ def credentials_of(auth: AuthConfig | None, *, host: str, registry: str) -> Cred
     if meant_for != host:
         return None
     if auth.registry_token:
+        if not can_be_sent(auth.registry_token):
+            raise InvalidArgument("cannot use the credentials: registry_token has characters that cannot be sent")
         return Credentials(registry_token=auth.registry_token)
     if auth.identity_token:
         return Credentials(identity_token=auth.identity_token)
@@ -76,13 +78,16 @@ def credentials_of(auth: AuthConfig | None, *, host: str, registry: str) -> Cred
 def _host_of(server_address: str) -> str:
     """Host and port of what credential stores keep: `host`, `host:port` or a URL such as https://index.docker.io/v1/."""
     address = server_address if "://" in server_address else f"//{server_address}"
-    return canonical_host(urlsplit(address).netloc.rpartition("@")[2])
+    try:
+        return canonical_host(urlsplit(address).netloc.rpartition("@")[2])
+    except ValueError as err:
+        raise InvalidArgument(f"cannot use the credentials: server_address {server_address!r} is none") from err
 
 
 def _decoded(auth: str) -> tuple[str, str]:
     try:
         text = base64.b64decode(auth, validate=True).rstrip(bytes(1)).decode()
-    except (binascii.Error, UnicodeDecodeError) as err:
+    except ValueError as err:  # of base64, of text that is not ASCII, of bytes that are not UTF-8
         raise InvalidArgument("cannot use the credentials: auth is not base64 of user:password") from err
     username, colon, password = text.partition(":")
     if not colon or not username:

@@ -20,20 +20,19 @@ from criw.operations import run_to_end
 from criw.rpc.client import call
 from criw_image.catalogue import Catalogue, DocumentsRecord, ImageRecord
 from criw_image.claims import Claims
-from criw_image.endpoint import Http
 from criw_image.manifest import (
     Descriptor,
     ImageConfig,
     Index,
     Manifest,
     choose,
-    machine_platforms,
     parse_config,
-    parse_manifest,
 )
+from criw_image.platforms import machine_platforms
 from criw_image.reference import Reference
 from criw_image.removal import STORAGE, Removal, stored_images
 from criw_image.source import Document, Source
+from criw_image.transport import Http
 from criw_proto.criw.image.v1 import LayerProgress, LayerState
 from criw_proto.criw.storage.v1 import CommitImageRequest, LayersStub, UnpackLayerRequest
 from criw_proto.runtime.v1 import AuthConfig
@@ -79,7 +78,7 @@ class Puller:
         if (known := await self._known(source, reference)) is not None:
             return known
         top = await source.manifest()
-        manifest, document = await self._manifest(source, reference, top)
+        manifest, document = await self._manifest(source, reference, top, depth=_INDEX_DEPTH)
         image_id = manifest.config.digest
         async with self._claims.hold(image_id):
             if await self._here(image_id):
@@ -90,7 +89,10 @@ class Puller:
         return image_id
 
     async def _known(self, source: Source, reference: Reference) -> str | None:
-        """The id of the image, if a digest of it that we have is what the registry means by the name now."""
+        """The id of the image, if a digest of it that we have is what is meant by the name now.
+
+        The digest is one its content had when it was pulled.
+        """
         names = (await self._catalogue.snapshot()).by_name
         if not any(name.startswith(f"{reference.name}@") for name in names):
             return None
@@ -109,15 +111,31 @@ class Puller:
         recorded = image_id in (await self._catalogue.snapshot()).images
         return recorded and image_id in await stored_images(self._storage)
 
-    async def _manifest(self, source: Source, reference: Reference, top: Document) -> tuple[Manifest, Document]:
-        """The manifest for this machine, itself or through an index."""
-        document = top
-        for _ in range(_INDEX_DEPTH):
-            parsed = parse_manifest(document.data, document.media_type, what=str(reference))
-            if not isinstance(parsed, Index):
-                return parsed, document
-            document = await source.manifest(choose(parsed, what=str(reference), runs=self._runs))
-        raise InvalidArgument(f"cannot pull {reference}: it is an index of indexes of indexes")
+    async def _manifest(
+        self, source: Source, reference: Reference, document: Document, *, depth: int
+    ) -> tuple[Manifest, Document]:
+        """The manifest for this machine, itself or through an index of up to `depth` levels."""
+        if not isinstance(document.parsed, Index):
+            return document.parsed, document
+        if depth == 1:
+            raise InvalidArgument(f"cannot pull {reference}: it is an index of indexes of indexes")
+        candidates = choose(document.parsed, what=str(reference), runs=self._runs)
+        refusal: NotFound | None = None
+        for candidate in candidates:
+            try:
+                found = await self._manifest(source, reference, await source.manifest(candidate), depth=depth - 1)
+                if len(candidates) > 1:
+                    await self._config(source, reference, found[0])
+            except NotFound as err:  # its configuration tells another platform, or it is gone
+                refusal = err
+            else:
+                return found
+        assert refusal is not None
+        raise refusal
+
+    async def _config(self, source: Source, reference: Reference, manifest: Manifest) -> ImageConfig:
+        text = await source.small_blob(manifest.config)
+        return parse_config(text, len(manifest.layers), what=str(reference), runs=self._runs)
 
     async def _fetch(
         self,
@@ -132,13 +150,12 @@ class Puller:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._removal.undo, image_id)
             await self._catalogue.begin(image_id)
-            text = await source.small_blob(manifest.config)
-            config = parse_config(text, len(manifest.layers), what=str(reference), runs=self._runs)
+            config = await self._config(source, reference, manifest)
             size_bytes = await self._unpack(source, manifest, config, layers)
             record = ImageRecord(
                 id=image_id,
                 # The documents count, too: no image has size 0, which the kubelet takes for an error.
-                size_bytes=size_bytes + len(text) + len(document.data),
+                size_bytes=size_bytes + manifest.config.size + len(document.data),
                 diff_ids=config.diff_ids,
                 user=config.user,
             )

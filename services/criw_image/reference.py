@@ -51,6 +51,11 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def same_algorithm(one: str, other: str) -> bool:
+    """Whether two digests can be compared: content has one of each algorithm."""
+    return one.partition(":")[0] == other.partition(":")[0]
+
+
 def canonical_host(host: str) -> str:
     """The one name of a registry that has several: Docker Hub's are all `docker.io`."""
     return DOCKER_HUB if host in _DOCKER_HUB_NAMES else host

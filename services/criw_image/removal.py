@@ -1,12 +1,14 @@
 """Taking images away: the one a client names, what is left of a pull that failed, and what a killed agent left.
 
 All three are the same thing: the blobs go, storage forgets the image, and the records go last, so that whatever
-interrupts it can be done again.
+interrupts it can be done again. What cannot be done now is done again in the background, with growing pauses.
 """
 
 import asyncio
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 STORAGE: Final = "criw-storage"
 _STORAGE_TIMEOUT_S: Final = 60.0
 _LIMIT_S: Final = 2 * _STORAGE_TIMEOUT_S
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 300.0
 
 
 async def stored_images(storage: LayersStub) -> set[str]:
@@ -30,9 +34,11 @@ async def stored_images(storage: LayersStub) -> set[str]:
 
 
 class Removal:
-    """`blobs` holds a directory for each pull that is running."""
+    """`blobs` holds a directory for each pull that is running. `failures` is how much could not be removed yet."""
 
     def __init__(self, *, catalogue: Catalogue, claims: Claims, storage: LayersStub, blobs: Path) -> None:
+        self.failures = 0
+        self._failed = asyncio.Event()
         self._catalogue = catalogue
         self._claims = claims
         self._storage = storage
@@ -58,32 +64,60 @@ class Removal:
     async def undo(self, image_id: str) -> None:
         """Leave nothing of a pull, even while the caller is being cancelled. The caller holds the image's claim.
 
-        What cannot be undone now stays recorded as unfinished, for the next pull of the image or the next start.
+        What cannot be undone now stays recorded as unfinished, for `run`, the next pull of the image or the next start.
         """
-        try:
+        with self._guarded(image_id):
             await run_to_end(self._dispose(image_id), limit_s=_LIMIT_S)
-        except (Fault, OSError, TimeoutError) as err:
-            log.warning("cannot undo a pull now; it is done at the next start", extra={"id": image_id, "error": err})
 
     async def recover(self) -> None:
         """Undo what a killed agent left, and make our records and storage's agree. Leaves alone what others work on.
 
-        Raises Unavailable if storage cannot be reached.
+        What cannot be undone keeps neither the rest of it nor the caller: it is left to `run`.
         """
-        self._claims.sweep()
-        unfinished = set(await self._catalogue.unfinished())
-        recorded = set((await self._catalogue.snapshot()).images)
-        suspicious = unfinished | (recorded ^ await stored_images(self._storage))
-        for image_id in sorted(suspicious):
-            async with self._claims.hold_if_free(image_id) as free:
-                # Read again: until we had the claim, another instance may have finished its work on the image.
-                if free and not await self._sound(image_id):
-                    log.warning("removing what is left of an image", extra={"id": image_id})
-                    await self._dispose(image_id)
-        for directory in self._blobs.iterdir():
-            async with self._claims.hold_if_free(directory.name) as free:
-                if free:
-                    await asyncio.to_thread(shutil.rmtree, directory)
+        self.failures = 0
+        self._failed.clear()
+        with self._guarded("claims"):
+            self._claims.sweep()
+        with self._guarded("records"):
+            unfinished = set(await self._catalogue.unfinished())
+            recorded = set((await self._catalogue.snapshot()).images)
+            for image_id in sorted(unfinished | (recorded ^ await stored_images(self._storage))):
+                with self._guarded(image_id):
+                    await self._recover_image(image_id)
+        with self._guarded("blobs"):
+            for path in sorted(self._blobs.iterdir()):
+                with self._guarded(path.name):
+                    await self._recover_blobs(path)
+
+    async def run(self) -> None:
+        """Do again what could not be done, with growing pauses, for ever."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await self._failed.wait()
+            await asyncio.sleep(pause_s)
+            await self.recover()
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if self.failures else _FIRST_PAUSE_S
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (Fault, OSError) as err:  # TimeoutError is an OSError
+            self.failures += 1
+            self._failed.set()
+            log.warning("cannot remove what is left of an image; trying again", extra={"id": what, "error": str(err)})
+
+    async def _recover_image(self, image_id: str) -> None:
+        async with self._claims.hold_if_free(image_id) as free:
+            # Read again: until we had the claim, another task or instance may have finished its work on the image.
+            if free and not await self._sound(image_id):
+                log.warning("removing what is left of an image", extra={"id": image_id})
+                await self._dispose(image_id)
+
+    async def _recover_blobs(self, path: Path) -> None:
+        async with self._claims.hold_if_free(path.name) as free:
+            if free:
+                await asyncio.to_thread(_remove, path)
 
     async def _sound(self, image_id: str) -> bool:
         recorded = image_id in (await self._catalogue.snapshot()).images
@@ -94,9 +128,7 @@ class Removal:
         )
 
     async def _dispose(self, image_id: str) -> None:
-        directory = self.blob_directory(image_id)
-        if directory.exists():
-            await asyncio.to_thread(shutil.rmtree, directory)
+        await asyncio.to_thread(_remove, self.blob_directory(image_id))
         await call(
             self._storage.remove_image,
             RemoveImageRequest(image_id=image_id),
@@ -104,3 +136,11 @@ class Removal:
             agent=STORAGE,
         )
         await self._catalogue.abandon(image_id)
+
+
+def _remove(path: Path) -> None:
+    """A directory with all it has, or whatever else is there; nothing is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -70,14 +70,9 @@ class ImageRpc(ImageServiceBase):
         return ImageStatusResponse(image=cri_image(record), info=info)
 
     async def _info(self, record: ImageRecord) -> str:
-        documents = await self._catalogue.documents(record.id)
-        return json.dumps(
-            {
-                "chainID": chain_id(record.diff_ids),
-                "imageSpec": json.loads(documents.config),
-                "manifest": json.loads(documents.manifest),
-            }
-        )
+        documents = await self._catalogue.documents(record.id)  # JSON objects, as they were hashed
+        chain = json.dumps(chain_id(record.diff_ids))
+        return f'{{"chainID": {chain}, "imageSpec": {documents.config}, "manifest": {documents.manifest}}}'
 
     async def pull_image(self, message: PullImageRequest) -> PullImageResponse:
         reference = parse_reference(_named(message.image))

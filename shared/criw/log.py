@@ -17,6 +17,11 @@ def _timestamp(record: logging.LogRecord) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
+def _printable(line: str) -> str:
+    """What came from outside begins no line of ours, and no terminal obeys it."""
+    return line if line.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+
+
 class TextFormatter(logging.Formatter):
     """`time level agent message key=value …`, a traceback below it if there is one."""
 
@@ -27,8 +32,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{_timestamp(record)} {record.levelname:<7} {self._agent}: {record.getMessage()}{extra}"
-        line = line.replace("\n", "\\n")  # what came from outside does not begin a line of ours
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        lines = [line, *self.formatException(record.exc_info).split("\n")] if record.exc_info else [line]
+        return "\n".join(map(_printable, lines))
 
 
 class JsonFormatter(logging.Formatter):

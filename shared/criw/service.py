@@ -32,6 +32,7 @@ from criw.privileges import Identity, death_signal_kept, identity_of
 from criw.rpc.server import Servable, Server
 
 logger = logging.getLogger(__name__)
+_HTTP_PAUSE_S: Final = 1.0  # between looks whether the port for health and metrics is free
 _OOM_SCORE: Final = -999
 EXIT_CONFIG: Final = 78  # sysexits.h: EX_CONFIG
 C = TypeVar("C", bound=Common)
@@ -55,8 +56,8 @@ def run_service(agent: AgentName, model: type[C], build: Build[C], argv: Sequenc
 
     `model` is what it reads of the configuration. `build` opens stores and recovers state before the first call is
     taken, and closes what it opened afterwards.
-    Exit codes: 0 after a stop; 78 for a configuration, directory, socket or port it cannot use, which starting it again
-    would not change; 1 for everything else.
+    Exit codes: 0 after a stop; 78 for a configuration, directory or socket it cannot use, which starting it again would
+    not change; 1 for everything else.
     """
     parser = argparse.ArgumentParser(prog=f"criw-{agent}", description=f"Criw's {agent} process, version {__version__}")
     parser.add_argument("--config", type=Path, help=f"configuration file (default: {DEFAULT_PATH})")
@@ -185,20 +186,51 @@ class _Stop:
 async def _http_endpoint(
     agent: AgentName, settings: Common, instance: int, readiness: Readiness, metrics: Metrics
 ) -> AsyncIterator[None]:
+    """Served for as long as the block runs; where another has its port, from when that is free.
+
+    Whoever takes a port must not be able to keep the process from its work.
+    """
     host, port = settings.facts(agent).address(instance)
     runner = web.AppRunner(http_app(agent, readiness, metrics.registry), access_log=None)
     await runner.setup()
+    later: asyncio.Task[None] | None = None
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await _listen(runner, host, port)
         except OSError as err:
-            raise FailedPrecondition(
-                f"cannot listen on {host}:{port} for health and metrics: {os.strerror(err.errno or 0)}; "
-                f"set http in [{agent}] to another address"
-            ) from err
+            logger.error(  # noqa: TRY400 — a traceback tells nothing more
+                f"cannot listen on {host}:{port} for health and metrics: {_why(err)}; trying again until it "
+                f"is free, or set http in [{agent}] to another address"
+            )
+            later = asyncio.create_task(_listen_later(runner, host, port), name="http")
         yield
     finally:
+        if later is not None:
+            later.cancel()
+            await asyncio.wait({later})
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    site = web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+    except OSError:
+        await site.stop()
+        raise
+
+
+async def _listen_later(runner: web.AppRunner, host: str, port: int) -> None:
+    while True:
+        await asyncio.sleep(_HTTP_PAUSE_S)
+        with contextlib.suppress(OSError):  # told already
+            await _listen(runner, host, port)
+            logger.info("health and metrics are served now", extra={"http": f"{host}:{port}"})
+            return
+
+
+def _why(err: OSError) -> str:
+    return os.strerror(err.errno) if err.errno and err.errno > 0 else str(err.strerror or err)
 
 
 def sd_notify(address: str, state: str) -> None:

@@ -41,12 +41,21 @@ class ImageSection(ImageFacts, extra="forbid"):
     """The image agent."""
 
     registries: dict[str, Registry] = Field(
-        default_factory=dict, description='by registry host (and port); "*" stands for every host not listed'
+        default_factory=dict,
+        description='by registry host (and port); "*" stands for every host not listed, and has no credentials',
     )
     parallel_downloads: PositiveInt = Field(default=4, description="layers of one image downloaded at once")
     stall_timeout_s: PositiveFloat = Field(
-        default=60, description="a connection that moves no byte for so long is given up"
+        default=60, description="a connection that brings less than 1 KiB a second over so long is given up"
     )
+
+    @field_validator("registries")
+    @classmethod
+    def _credentials_for_one(cls, value: dict[str, Registry]) -> dict[str, Registry]:
+        others = value.get("*", Registry())
+        if others.username or others.password:
+            raise ValueError('"*" may have no username and password: they would go to every registry that asks')
+        return value
 
 
 class ImageSettings(Common):

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from criw.config.common import AGENTS, AgentName
+from criw.config.crew import CrewFacts
+from criw.config.load import load
+from criw_ctl.status import SERVING, take_status
 from support import host
 from support.crew import Crew, python_environment
 from support.up import LIMIT_S, Up, running_up
@@ -151,11 +154,14 @@ async def test_an_agent_that_refuses_its_configuration_ends_the_crew(stage: Stag
         assert await up.end() == os.EX_CONFIG
 
 
-async def test_a_busy_port_ends_the_crew_with_its_reason(stage: Stage) -> None:
+async def test_a_busy_port_is_told_and_keeps_no_agent_from_its_work(stage: Stage) -> None:
     host_name, port = stage.crew.config.storage.address()
     async with await asyncio.start_server(lambda *_: None, host_name, port), stage.up() as up:
         await up.line(rf"criw-storage: cannot listen on {host_name}:{port} .* set http in \[storage\]")
-        assert await up.end() == os.EX_CONFIG
+        await up.line("^The crew is ready")
+        agents = {one.agent: one for one in (await take_status(load(CrewFacts, stage.crew.config_path, {}))).agents}
+    assert (agents["criw-storage"].health, agents["criw-storage"].http) == (SERVING, f"{host_name}:{port} (not served)")
+    assert "not served" not in agents["criw-image"].http
 
 
 async def test_a_second_up_is_refused_and_changes_nothing(stage: Stage) -> None:

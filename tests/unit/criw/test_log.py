@@ -38,6 +38,18 @@ def test_text_from_outside_cannot_begin_a_line(stream: io.StringIO) -> None:
     assert line.endswith(r"registry says no\n2026 ERROR forged header=a\nb")
 
 
+def test_text_from_outside_is_nothing_a_terminal_obeys(stream: io.StringIO) -> None:
+    log.setup("criw-image", level="info", style="text", stream=stream)
+    try:
+        raise ValueError("evil\x1b[2J")
+    except ValueError:
+        logger.exception("registry says %s", "\x1b]0;title\x07\r\u202eä")
+    said = stream.getvalue()
+    assert r"registry says \x1b]0;title\x07\r\u202eä" in said
+    assert said.splitlines()[-1] == r"ValueError: evil\x1b[2J"
+    assert all(line.isprintable() for line in said.split("\n"))
+
+
 def test_a_traceback_follows_its_line(stream: io.StringIO) -> None:
     log.setup("criw-image", level="info", style="text", stream=stream)
     try:

@@ -234,16 +234,29 @@ async def test_instances_of_an_agent_have_their_own_sockets_and_ports(start: Sta
     assert await second.get("/readyz", instance=1) == (200, "ok\n")
 
 
-async def test_a_taken_port_is_named_with_the_remedy(start: Starter) -> None:
+async def test_a_taken_port_is_told_with_the_remedy_and_served_when_it_is_free(
+    start: Starter, channel: Channel
+) -> None:
     host, port = start.settings.network.address()
     with socket.socket() as taken:
         taken.bind((host, port))
         taken.listen()
-        code, said = await (await start()).end()
-    assert code == 78
-    (line,) = said.splitlines()
-    assert f"cannot listen on {host}:{port}" in line
-    assert line.endswith("set http in [network] to another address")
+        tiny = await start.ready(channel)
+    assert tiny.process.stderr is not None
+    said = [(await asyncio.wait_for(tiny.process.stderr.readline(), LIMIT_S)).decode().rstrip() for _ in range(3)]
+    assert f"cannot listen on {host}:{port}" in said[0]
+    assert said[0].endswith("set http in [network] to another address")
+    assert "health and metrics are served now" in said[2]
+    assert await tiny.get("/readyz") == (200, "ok\n")
+
+
+async def test_a_process_whose_port_stays_taken_stops_all_the_same(start: Starter, channel: Channel) -> None:
+    with socket.socket() as taken:
+        taken.bind(start.settings.network.address())
+        taken.listen()
+        tiny = await start.ready(channel)
+        tiny.process.send_signal(signal.SIGTERM)
+        assert (await tiny.end())[0] == 0
 
 
 @pytest.mark.parametrize(

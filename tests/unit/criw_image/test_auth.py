@@ -113,3 +113,16 @@ def test_challenges_survive_being_printed(challenges: list[Challenge]) -> None:
 @given(st.lists(st.text() | st.text(alphabet='a="\\, ')))
 def test_any_header_is_read(headers: list[str]) -> None:
     parse_challenges(headers)
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        AuthConfig(registry_token="a\r\nX-Injected: b"),
+        AuthConfig(auth="äöü="),
+        AuthConfig(username="u", password="p", server_address="http://["),
+    ],
+)
+def test_credentials_that_cannot_be_sent_are_the_request_s_fault(auth: AuthConfig) -> None:
+    with pytest.raises(InvalidArgument, match="cannot use the credentials"):
+        credentials_of(auth, host=REGISTRY, registry=REGISTRY)

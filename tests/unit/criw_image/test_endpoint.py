@@ -1,6 +1,8 @@
 """Speaking HTTP with registries: credentials, tokens, redirects and TLS, with some that do not behave."""
 
 import asyncio
+import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,10 +13,12 @@ from aiohttp import web
 
 from criw.config.image import ImageSection, Registry
 from criw.errors import Failed, PermissionDenied
-from criw_image.endpoint import Down, Endpoint, Http, open_http
+from criw_image.endpoint import Endpoint
 from criw_image.reference import parse_reference
+from criw_image.transport import Down, Http, open_http
 from criw_proto.runtime.v1 import AuthConfig
 from support import images
+from support.own import free_port
 from support.registry import basic_auth, make_certificates
 from support.scripted_registry import ScriptedRegistry, scripted_registry
 
@@ -113,7 +117,8 @@ async def test_a_refusal_names_registry_and_repository(
 ) -> None:
     registry.answer = wants_basic
     async with open_http(plain(registry)) as http:
-        pattern = rf"^cannot pull {registry.host}/a/b:1: {registry.url} refuses access to the repository a/b; {remedy}"
+        refused = f"{registry.url} refuses access to the repository a/b: unauthorized"
+        pattern = rf"^cannot pull {registry.host}/a/b:1: {refused}; {remedy}"
         with pytest.raises(PermissionDenied, match=pattern):
             await get(endpoint_of(http, registry, auth))
 
@@ -182,7 +187,10 @@ async def test_a_token_server_that_is_none_is_refused(registry: ScriptedRegistry
             await get(endpoint_of(http, registry))
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 1}', b'{"token": ""}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b'{"token": 1}', b'{"token": ""}', b'{"token": "a\\nb"}', b'{"token":' + b"[" * 5000, b"<html>"],
+)
 async def test_a_token_server_that_answers_rubbish_is_told(registry: ScriptedRegistry, body: bytes) -> None:
     script = TokenScript(registry)
     registry.answer = lambda request: web.Response(body=body) if request.path == "/token" else script.answer(request)
@@ -232,3 +240,119 @@ async def test_credentials_are_not_sent_in_the_clear_by_a_secure_registry(tmp_pa
             with pytest.raises(Failed, match="over plain HTTP"):
                 await get(endpoint_of(http, registry, AuthConfig(username="user", password="password")))
         assert tokens.seen == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_token_server_may_redirect_and_credentials_stay_where_they_are_meant_for(
+    registry: ScriptedRegistry, status: int
+) -> None:
+    async with scripted_registry() as elsewhere:
+        script = TokenScript(registry)
+        script.realm = f"{registry.url}/moved"
+        elsewhere.answer = lambda _: web.json_response({"token": "token 0"})
+
+        def answer(request: web.Request) -> web.Response | None:
+            if request.path == "/moved":
+                return web.Response(status=status, headers={"Location": "/again"})
+            if request.path == "/again":
+                return web.Response(status=status, headers={"Location": f"{elsewhere.url}/token"})
+            script._left = 100
+            return script.answer(request)
+
+        registry.answer = answer
+        async with open_http(plain(registry)) as http:
+            await get(endpoint_of(http, registry, AuthConfig(username="user", password="password")))
+        sent = {one.path: one.headers.get("Authorization") for one in (*registry.seen, *elsewhere.seen)}
+        basic = basic_auth("user", "password")
+        assert (sent["/moved"], sent["/again"], sent["/token"]) == (basic, basic, None)
+        registry.seen.clear()
+        async with open_http(plain(registry)) as http:
+            with pytest.raises(Failed, match="sends the credentials on to"):
+                await get(endpoint_of(http, registry, AuthConfig(identity_token="secret")))
+
+
+async def test_a_token_server_that_knows_only_post_is_asked_so(registry: ScriptedRegistry) -> None:
+    script = TokenScript(registry)
+    forms: list[dict[str, str]] = []
+
+    async def take_over(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token" and request.method == "GET":
+            return web.Response(status=405)
+        if request.path == "/token":
+            forms.append({key: str(value) for key, value in (await request.post()).items()})
+        return script.answer(request) or await registry.serve(request)
+
+    registry.take_over = take_over
+    async with open_http(plain(registry)) as http:
+        await get(endpoint_of(http, registry, AuthConfig(username="user", password="a password")))
+    (form,) = forms
+    assert (form["grant_type"], form["username"], form["password"]) == ("password", "user", "a password")
+    assert (form["service"], form["scope"]) == ("the service", "repository:a/b:pull")
+
+
+async def test_a_registry_we_are_redirected_to_may_challenge_us(registry: ScriptedRegistry) -> None:
+    async with scripted_registry() as elsewhere, open_http(plain(registry)) as http:
+        elsewhere.blobs[IMAGE.id] = IMAGE.config
+        script = TokenScript(elsewhere)
+        registry.redirect_to = elsewhere.url
+        assert await get(endpoint_of(http, registry, AuthConfig(registry_token="secret")), BLOB) == IMAGE.config
+    assert script.headers == [None]
+    assert [one.headers.get("Authorization") for one in elsewhere.requests("blobs")] == [None, "Bearer token 1"]
+
+
+async def test_a_redirect_brings_no_user_of_its_own(registry: ScriptedRegistry) -> None:
+    location = f"http://user:password@{registry.host}/v2/a/b/manifests/1"
+    moved = web.Response(status=302, headers={"Location": location})
+    registry.answer = lambda _: moved if len(registry.seen) == 1 else None
+    async with open_http(plain(registry)) as http:
+        endpoint = endpoint_of(http, registry, AuthConfig(registry_token="secret"))
+        assert await get(endpoint) == IMAGE.manifest
+    assert [request.headers["Authorization"] for request in registry.seen] == ["Bearer secret"] * 2
+
+
+async def answered(response: web.Response, _: web.Request) -> web.StreamResponse:
+    return response
+
+
+async def test_a_refusal_says_whether_it_is_unauthorized_or_denied(registry: ScriptedRegistry) -> None:
+    async with open_http(plain(registry)) as http:
+        for status, word in ((401, "unauthorized"), (403, "denied")):
+            body = {"errors": [{"code": "X", "message": "evil\x1b[2J\nnews"}]}
+            refusal = web.json_response(body, status=status)
+            registry.take_over = functools.partial(answered, refusal)
+            with pytest.raises(PermissionDenied, match=rf": {word} \(x: evil \[2J news\)"):
+                await get(endpoint_of(http, registry))
+
+
+async def test_a_closed_port_and_an_unknown_host_are_told_in_the_words_people_look_for() -> None:
+    closed = f"127.0.0.1:{free_port()}"
+    for host, words in ((closed, "connection refused"), ("nowhere.invalid", "no such host nowhere.invalid")):
+        async with open_http(ImageSection(registries={host: Registry(plain_http=True)})) as http:
+            reference = parse_reference(f"{host}/a/b:1")
+            (where,) = http.hosts.of(reference, None)
+            with pytest.raises(Down, match=words):
+                await get(Endpoint(http, where, reference))
+
+
+async def test_a_host_that_trickles_its_answer_is_given_up() -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000:
+            writer.write(bytes([byte]))
+            with contextlib.suppress(ConnectionError):
+                await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), 0.01)
+                break
+        writer.close()
+
+    closed = asyncio.Event()
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    async with server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        section = ImageSection(registries={host: Registry(plain_http=True)}, stall_timeout_s=0.1)
+        async with open_http(section) as http:
+            reference = parse_reference(f"{host}/a/b:1")
+            (where,) = http.hosts.of(reference, None)
+            with pytest.raises(Down, match=r"no answer came within 0\.1 s"):
+                await get(Endpoint(http, where, reference))
+            closed.set()

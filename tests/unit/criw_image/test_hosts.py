@@ -65,7 +65,7 @@ def test_a_mirror_has_credentials_and_authorities_of_its_own_entry_only() -> Non
         {
             "quay.example": Registry(mirrors=("https://mirror.example", "https://other.example:444"), ca_file=CA),
             "mirror.example": Registry(username="mirror", password="x", ca_file=OTHER_CA),
-            "*": Registry(username="star", password="x"),
+            "*": Registry(ca_file=Path("/etc/star.pem")),
         }
     )
     mirror, other, registry = hosts.of(QUAY, None)

@@ -13,18 +13,18 @@ from criw_image.manifest import (
     CONFIG_LIMIT_BYTES,
     Index,
     Manifest,
-    Platform,
     chain_id,
     choose,
-    machine_platforms,
     parse_config,
     parse_manifest,
 )
+from criw_image.platforms import Platform, machine_platforms
 from support import images
 
 AMD64 = machine_platforms("x86_64")
 ARM64 = machine_platforms("aarch64")
 HEX = "0123456789abcdef" * 4
+LINUX_AMD64 = {"os": "linux", "architecture": "amd64"}
 
 
 def parsed(document: object, media_type: str = "") -> Manifest | Index:
@@ -89,7 +89,9 @@ def test_what_can_be_read_two_ways_is_refused() -> None:
         ({"size": -1}, r"layers\.0\.size"),
         ({"size": "many"}, r"layers\.0\.size"),
         ({"mediaType": "application/vnd.oci.image.layer.v1.tar+encrypted"}, "layer must be a tar"),
-        ({"mediaType": None}, r"layers\.0\.mediaType"),
+        ({"mediaType": None}, "layer must be a tar"),
+        ({"size": 2**63}, r"layers\.0\.size"),
+        ({"size": None}, r"layers\.0\.size"),
     ],
 )
 def test_a_bad_layer_is_refused(change: dict[str, object], message: str) -> None:
@@ -112,6 +114,116 @@ def test_what_is_no_json_object_is_refused(data: bytes) -> None:
         parse_manifest(data, images.OCI.manifest, what="the image")
 
 
+@pytest.mark.parametrize("number", ["NaN", "9" * 5000, "1e999"])
+def test_a_number_that_is_none_is_refused_as_the_rest_is(number: str) -> None:
+    data = json.dumps(json.loads(images.small("x").manifest)).replace('"size": ', f'"size": {number}, "was": ').encode()
+    with pytest.raises(InvalidArgument, match="cannot pull the image"):
+        parse_manifest(data, images.OCI.manifest, what="the image")
+
+
+UNKNOWN_TYPE = "application/vnd.example.manifest.v9+json"
+
+
+def test_a_manifest_of_an_unknown_type_is_refused() -> None:
+    document = json.loads(images.small("x").manifest)
+    with pytest.raises(InvalidArgument, match=rf"artifact of type {UNKNOWN_TYPE.replace('+', '.')}"):
+        parsed(document | {"mediaType": UNKNOWN_TYPE})
+    with pytest.raises(InvalidArgument, match="artifact of type"):
+        parsed(document | {"mediaType": ""}, UNKNOWN_TYPE)
+    with pytest.raises(InvalidArgument, match="artifact of type"):
+        parsed({"schemaVersion": 2, "manifests": []}, UNKNOWN_TYPE)
+
+
+def test_control_characters_of_a_document_reach_no_message() -> None:
+    document = json.loads(images.small("x").manifest)
+    document["layers"][0]["mediaType"] = "evil\x1b[2J\n"
+    for spoiled in (document, document | {"mediaType": "evil\x1b[2J\n"}, document | {"layers": [{"size": "\x1b"}]}):
+        with pytest.raises(InvalidArgument) as refusal:
+            parsed(spoiled)
+        assert str(refusal.value).isprintable()
+    evil = {"os": "evil\x1b", "architecture": "\n"}
+    with pytest.raises(NotFound) as missing:
+        choose(index_of(evil), what="the image", runs=AMD64)
+    assert str(missing.value).isprintable()
+    with pytest.raises(NotFound) as other:
+        parse_config(config_of(**evil), 0, what="the image", runs=AMD64)
+    assert str(other.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/html", None])
+def test_docker_s_configuration_may_be_called_some_file(kind: str | None) -> None:
+    document = json.loads(images.small("x", types=images.DOCKER).manifest)
+    document["config"]["mediaType"] = kind
+    assert isinstance(parsed(document), Manifest)
+    document["mediaType"] = images.OCI.manifest
+    with pytest.raises(InvalidArgument, match="artifact of type"):
+        parsed(document)
+
+
+def test_null_lists_are_empty_ones() -> None:
+    document = json.loads(images.small("x").manifest)
+    found = parsed(document | {"layers": None, "manifests": None, "annotations": None})
+    assert isinstance(found, Manifest)
+    assert found.layers == ()
+    for rootfs in (None, {"diff_ids": None}):
+        assert parse_config(config_of(rootfs=rootfs, variant=None), 0, what="the image", runs=AMD64).diff_ids == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"mediaType": images.OCI.manifest, "digest": "blake3:00", "size": 1, "platform": {"os": "plan9"}},
+        {"digest": None, "size": "many", "platform": {"os": 9}},
+        {"platform": {"variant": None, "os": "windows", "architecture": "amd64"}},
+        {"mediaType": UNKNOWN_TYPE, "digest": "x", "platform": {"os": "linux", "architecture": "amd64"}},
+        "no entry",
+        None,
+    ],
+)
+def test_an_index_s_entry_for_others_never_matters(other: object) -> None:
+    ours = {"mediaType": images.OCI.manifest, "digest": f"sha256:{HEX}", "size": 5, "platform": dict(LINUX_AMD64)}
+    found = parsed({"schemaVersion": 2, "mediaType": images.OCI.index, "manifests": [other, ours]})
+    assert isinstance(found, Index)
+    assert [one.size for one in choose(found, what="the image", runs=AMD64)] == [5]
+
+
+def test_our_own_entry_must_be_right() -> None:
+    ours = {"mediaType": images.OCI.manifest, "digest": "blake3:00", "size": 5, "platform": dict(LINUX_AMD64)}
+    found = parsed({"schemaVersion": 2, "mediaType": images.OCI.index, "manifests": [ours]})
+    assert isinstance(found, Index)
+    with pytest.raises(InvalidArgument, match="not a sha256 or sha512 digest"):
+        choose(found, what="the image", runs=AMD64)
+
+
+@pytest.mark.parametrize(
+    ("platform", "runs"),
+    [
+        ({"os": "Linux", "architecture": "x86_64"}, AMD64),
+        ({"os": "linux", "architecture": "X86-64"}, AMD64),
+        ({"os": "LINUX", "architecture": "AMD64", "variant": ""}, AMD64),
+        ({"os": "linux", "architecture": "aarch64"}, ARM64),
+        ({"os": "linux", "architecture": "arm64", "variant": "8"}, ARM64),
+        ({"os": "linux", "architecture": "armhf"}, ARM64),
+        ({"os": "linux", "architecture": "i386"}, AMD64),
+    ],
+)
+def test_a_platform_is_known_by_its_other_names(platform: dict[str, str], runs: list[Platform]) -> None:
+    assert [one.size for one in choose(index_of(WINDOWS, platform), what="the image", runs=runs)] == [1]
+
+
+def test_entries_that_do_not_tell_their_platform_are_all_looked_into() -> None:
+    unsaid: list[dict[str, str] | None] = [
+        None,
+        WINDOWS,
+        {"os": "", "architecture": ""},
+        {"os": "linux"},
+        {"architecture": "amd64"},
+        {"architecture": "s390x"},
+    ]
+    assert [one.size for one in choose(index_of(*unsaid), what="the image", runs=AMD64)] == [0, 2, 3, 4]
+    assert [one.size for one in choose(index_of(*unsaid, LINUX_AMD64), what="the image", runs=AMD64)] == [6]
+
+
 def index_of(*platforms: dict[str, str] | None) -> Index:
     entries = []
     for number, platform in enumerate(platforms):
@@ -123,7 +235,6 @@ def index_of(*platforms: dict[str, str] | None) -> Index:
     return found
 
 
-LINUX_AMD64 = {"os": "linux", "architecture": "amd64"}
 LINUX_386 = {"os": "linux", "architecture": "386"}
 LINUX_ARM64_V8 = {"os": "linux", "architecture": "arm64", "variant": "v8"}
 LINUX_ARM_V7 = {"os": "linux", "architecture": "arm", "variant": "v7"}
@@ -146,7 +257,7 @@ UNKNOWN = {"os": "unknown", "architecture": "unknown"}
     ],
 )
 def test_the_best_platform_is_chosen(platforms: list[dict[str, str] | None], runs: list[Platform], chosen: int) -> None:
-    assert choose(index_of(*platforms), what="the image", runs=runs).size == chosen
+    assert [one.size for one in choose(index_of(*platforms), what="the image", runs=runs)] == [chosen]
 
 
 def test_no_platform_of_ours_is_told_with_what_there_is() -> None:

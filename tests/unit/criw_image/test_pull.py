@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from criw.rpc.client import Channel
 from criw.store import Store, open_store
 from criw_image.catalogue import Catalogue, ImageRecord
 from criw_image.claims import Claims
-from criw_image.endpoint import open_http
 from criw_image.pull import Puller
 from criw_image.reference import parse_reference
 from criw_image.removal import Removal
+from criw_image.transport import Http, open_http
 from criw_proto.criw.image.v1 import LayerProgress, LayerState
 from criw_proto.criw.storage.v1 import CommitImageRequest, LayersStub, RemoveImageRequest, UnpackLayerRequest
 from criw_proto.runtime.v1 import AuthConfig
@@ -53,9 +53,17 @@ class World:
     puller: Puller
     state: Path
     downloaded: Counter
+    make_puller: Callable[[Http], Puller]
 
     async def pull(self, name: str = "a/b:1", auth: AuthConfig | None = None) -> str:
         return await self.puller.pull(parse_reference(f"{self.registry.host}/{name}"), auth, [])
+
+    @contextlib.asynccontextmanager
+    async def mirrored(self, mirror: str) -> AsyncIterator[Puller]:
+        """The agent as it would be with a mirror of its registry."""
+        entry = Registry(plain_http=True, mirrors=(mirror,))
+        async with open_http(ImageSection(registries={self.registry.host: entry})) as http:
+            yield self.make_puller(http)
 
     async def images(self) -> dict[str, ImageRecord]:
         return (await self.catalogue.snapshot()).images
@@ -82,8 +90,9 @@ async def instance(
     stub = LayersStub(channel)
     removal = Removal(catalogue=catalogue, claims=claims, storage=stub, blobs=state / "blobs")
     downloaded = Counter("bytes", "Bytes.", registry=CollectorRegistry())
-    async with open_http(section) as http:
-        puller = Puller(
+
+    def make_puller(http: Http) -> Puller:
+        return Puller(
             http=http,
             catalogue=catalogue,
             claims=claims,
@@ -92,7 +101,9 @@ async def instance(
             section=section,
             downloaded=downloaded,
         )
-        yield World(registry, storage, catalogue, removal, puller, state, downloaded)
+
+    async with open_http(section) as http:
+        yield World(registry, storage, catalogue, removal, make_puller(http), state, downloaded, make_puller)
 
 
 @pytest_asyncio.fixture
@@ -170,6 +181,21 @@ async def test_an_index_gives_this_machine_s_image(world: World, number: int) ->
     assert record.digests == (f"{world.registry.host}/a/index@{index.digest}",)
 
 
+async def test_the_configurations_tell_the_platform_where_an_index_does_not(world: World) -> None:
+    other = images.image(images.layer(images.file("x", "y")), architecture="s390x")
+    for name, image in (("a/index:other", other), ("a/index:ours", IMAGE)):
+        world.registry.add(name, image)
+    entries = [
+        {"mediaType": images.OCI.manifest, "digest": one.digest, "size": len(one.manifest)} for one in (other, IMAGE)
+    ]
+    for number, wanted in ((2, entries), (1, entries[:1])):
+        document = json.dumps({"schemaVersion": 2, "mediaType": images.OCI.index, "manifests": wanted}).encode()
+        world.registry.add(f"a/index:{number}", images.Index(document, images.OCI.index, ()))
+    assert await world.pull("a/index:2") == IMAGE.id
+    with pytest.raises(NotFound, match="it is for linux/s390x"):
+        await world.pull("a/index:1")
+
+
 async def test_a_present_image_is_asked_about_and_nothing_is_downloaded(world: World) -> None:
     await world.pull()
     world.registry.seen.clear()
@@ -181,6 +207,28 @@ async def test_a_present_image_is_asked_about_and_nothing_is_downloaded(world: W
     with pytest.raises(PermissionDenied):
         await world.pull(auth=AuthConfig(username="not", password="allowed"))
     assert list(await world.images()) == [IMAGE.id]
+
+
+async def test_a_digest_is_never_answered_with_the_image_of_another(world: World) -> None:
+    await world.pull()
+    world.registry.add("a/b:2", OTHER)
+    old = web.Response(headers={"Docker-Content-Digest": IMAGE.digest})
+    world.registry.answer = lambda request: old if request.method == "HEAD" else None
+    with pytest.raises(DataLoss, match=f"says that its manifest has digest {IMAGE.digest}"):
+        await world.pull(f"a/b@{OTHER.digest}")
+    assert list(await world.images()) == [IMAGE.id]
+
+
+async def test_a_mirror_moves_a_tag_only_with_content_that_was_hashed(world: World) -> None:
+    await world.pull()
+    world.registry.add("a/b:1", OTHER)
+    async with scripted_registry() as mirror:
+        mirror.add("a/b:1", OTHER)
+        old = web.Response(headers={"Docker-Content-Digest": IMAGE.digest})
+        mirror.answer = lambda request: old if request.method == "HEAD" else None
+        async with world.mirrored(mirror.url) as puller:
+            reference = parse_reference(f"{world.registry.host}/a/b:1")
+            assert await puller.pull(reference, None, []) == OTHER.id
 
 
 async def test_a_second_tag_of_an_image_is_a_name_more(world: World) -> None:
@@ -383,6 +431,51 @@ async def test_an_undo_that_fails_is_made_up_for(worlds: tuple[World, World]) ->
     assert await two.catalogue.unfinished() == [IMAGE.id]
     await two.removal.recover()
     assert await two.catalogue.unfinished() == []
+
+
+async def test_an_undo_that_fails_is_done_again_in_the_background(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("criw_image.removal._FIRST_PAUSE_S", 0.001)
+    spoiled_layer(world)
+    world.storage.fail["remove_image"] = Failed("cannot remove it now")
+    with pytest.raises(DataLoss):
+        await world.pull()
+    assert world.removal.failures == 1
+    again = asyncio.create_task(world.removal.run())
+    async with asyncio.timeout(10):
+        while await world.catalogue.unfinished():
+            await asyncio.sleep(0)
+    again.cancel()
+    await asyncio.wait({again})
+    assert world.removal.failures == 0
+
+
+async def test_what_cannot_be_recovered_keeps_neither_the_rest_nor_the_start(world: World) -> None:
+    with killed_at_commit(world):
+        await world.pull()
+    blobs, claims = world.state / "blobs", world.state / "claims"
+    (blobs / "a file").touch()
+    (blobs / ("b" * 251)).mkdir()  # its claim has a name too long for the file system
+    (claims / "directory.lock").mkdir()
+    await world.removal.recover()
+    assert world.removal.failures == 2
+    assert [path.name for path in blobs.iterdir()] == ["b" * 251]
+    assert await world.catalogue.unfinished() == []
+    (blobs / ("b" * 251)).rmdir()
+    (claims / "directory.lock").rmdir()
+    await world.removal.recover()
+    assert world.removal.failures == 0
+
+
+async def test_a_start_without_storage_is_made_up_for(world: World) -> None:
+    with killed_at_commit(world):
+        await world.pull()
+    world.storage.fail["list_images"] = Failed("cannot list: the disk is broken")
+    await world.removal.recover()
+    assert world.removal.failures == 1
+    await world.removal.recover()
+    assert world.removal.failures == 0
 
 
 @contextlib.contextmanager

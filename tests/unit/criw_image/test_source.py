@@ -1,6 +1,8 @@
 """Getting documents and blobs from registries that behave, and from some that do not."""
 
 import asyncio
+import contextlib
+import gzip
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,10 +13,10 @@ from aiohttp import web
 
 from criw.config.image import ImageSection, Registry
 from criw.errors import DataLoss, Failed, NotFound
-from criw_image.endpoint import Http, open_http
-from criw_image.manifest import Descriptor
+from criw_image.manifest import Descriptor, Manifest
 from criw_image.reference import parse_reference
 from criw_image.source import Source
+from criw_image.transport import Http, open_http
 from criw_proto.runtime.v1 import AuthConfig
 from support import images
 from support.own import free_port
@@ -60,7 +62,8 @@ def ignore(_: int) -> None:
 async def test_a_manifest_comes_with_its_digest_and_type(registry: ScriptedRegistry) -> None:
     async with open_http(section(registry)) as http:
         document = await source_of(http, registry).manifest()
-    assert (document.data, document.digest, document.media_type) == (IMAGE.manifest, IMAGE.digest, IMAGE.media_type)
+    assert (document.data, document.digest) == (IMAGE.manifest, IMAGE.digest)
+    assert isinstance(document.parsed, Manifest)
     (request,) = registry.seen
     assert request.path == "/v2/a/b/manifests/1"
     assert images.OCI.index in request.headers["Accept"]
@@ -110,10 +113,41 @@ async def test_head_tells_the_digest(registry: ScriptedRegistry) -> None:
         assert await source_of(http, registry).head() == ""
 
 
+def answering_head_with(digest: str) -> Callable[[web.Request], web.Response | None]:
+    def answer(request: web.Request) -> web.Response | None:
+        return web.Response(headers={"Docker-Content-Digest": digest}) if request.method == "HEAD" else None
+
+    return answer
+
+
+async def test_a_digest_is_the_reference_s_whatever_a_mirror_says(
+    registry: ScriptedRegistry, mirror: ScriptedRegistry
+) -> None:
+    mirror.answer = answering_head_with(images.digest_of(b"old"))
+    async with open_http(section(registry, mirrors=(mirror.url,))) as http:
+        assert await source_of(http, registry, name=f"a/b@{IMAGE.digest}").head() == IMAGE.digest
+    assert [request.method for request in registry.seen] == ["HEAD"]
+
+
+async def test_a_digest_of_another_algorithm_contradicts_nothing(registry: ScriptedRegistry) -> None:
+    registry.answer = answering_head_with(f"sha512:{'0' * 128}")
+    async with open_http(section(registry)) as http:
+        assert await source_of(http, registry, name=f"a/b@{IMAGE.digest}").head() == IMAGE.digest
+
+
+async def test_a_mirror_s_word_on_a_tag_is_not_asked_for_without_the_content(
+    registry: ScriptedRegistry, mirror: ScriptedRegistry
+) -> None:
+    async with open_http(section(registry, mirrors=(mirror.url,))) as http:
+        assert await source_of(http, registry).head() == ""
+    assert mirror.seen == []
+
+
 async def test_a_missing_image_is_named(registry: ScriptedRegistry) -> None:
     async with open_http(section(registry)) as http:
         with pytest.raises(
-            NotFound, match=rf"^cannot find {registry.host}/a/b:2: {registry.url} does not have it \(unknown\)"
+            NotFound,
+            match=rf"^cannot find {registry.host}/a/b:2: not found, .* does not have it \(manifest unknown: unknown\)",
         ):
             await source_of(http, registry, name="a/b:2").manifest()
 
@@ -134,7 +168,7 @@ async def test_a_registry_that_is_unwell_is_asked_again(registry: ScriptedRegist
         registry.answer = lambda _: web.json_response(
             {"errors": [{"code": "BUSY", "message": "come later"}]}, status=503
         )
-        with pytest.raises(Failed, match=r"^RegistryUnavailable: .* HTTP status 503 \(come later\)"):
+        with pytest.raises(Failed, match=r"^RegistryUnavailable: .* HTTP status 503 \(busy: come later\)"):
             await source_of(http, registry).manifest()
 
 
@@ -227,6 +261,66 @@ async def test_a_wrong_blob_is_refused(registry: ScriptedRegistry, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_blob_of_another_size_than_its_descriptor_says_is_refused(registry: ScriptedRegistry) -> None:
+    async with open_http(section(registry)) as http:
+        for size in (len(IMAGE.config) - 1, len(IMAGE.config) + 1):
+            with pytest.raises(DataLoss, match="another digest or size"):
+                descriptor = Descriptor(media_type="x", digest=IMAGE.id, size=size)
+                await source_of(http, registry).small_blob(descriptor)
+
+
+async def test_a_manifest_of_another_size_than_its_index_says_is_refused(registry: ScriptedRegistry) -> None:
+    async with open_http(section(registry)) as http:
+        for size in (len(IMAGE.manifest) - 1, len(IMAGE.manifest) + 1):
+            entry = Descriptor(media_type=IMAGE.media_type, digest=IMAGE.digest, size=size)
+            with pytest.raises(DataLoss, match=f"bytes instead of {size}"):
+                await source_of(http, registry).manifest(entry)
+
+
+async def test_a_manifest_that_comes_compressed_is_decoded(registry: ScriptedRegistry) -> None:
+    headers = {"Content-Encoding": "gzip", "Docker-Content-Digest": IMAGE.digest, "Content-Type": IMAGE.media_type}
+    registry.answer = lambda _: web.Response(body=gzip.compress(IMAGE.manifest), headers=headers)
+    async with open_http(section(registry)) as http:
+        assert (await source_of(http, registry).manifest()).data == IMAGE.manifest
+        registry.answer = lambda _: web.Response(body=gzip.compress(bytes(2**26)), headers=headers)
+        with pytest.raises(Failed, match="larger than 4194304 bytes"):
+            await source_of(http, registry).manifest()
+
+
+async def test_a_download_that_trickles_is_given_up(registry: ScriptedRegistry, tmp_path: Path) -> None:
+    given_up = asyncio.Event()
+
+    async def trickle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=206 if "Range" in request.headers else 200)
+        start = int(request.headers.get("Range", "bytes=0-")[6:-1])
+        if start:
+            response.headers["Content-Range"] = f"bytes {start}-{len(BLOB) - 1}/{len(BLOB)}"
+        response.content_length = len(BLOB) - start
+        await response.prepare(request)
+        for byte in BLOB[start:]:
+            with contextlib.suppress(ConnectionError):
+                await response.write(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(given_up.wait(), 0.02)
+                break
+        return response
+
+    registry.take_over = trickle
+    async with asyncio.timeout(20), open_http(section(registry, stall_timeout_s=0.1)) as http:
+        with pytest.raises(Failed, match=r"only \d+ bytes came for 0\.1 s"):
+            await source_of(http, registry).download(DESCRIPTOR, tmp_path / "blob", ignore)
+        given_up.set()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_answers_of_one_byte_are_no_progress(registry: ScriptedRegistry, tmp_path: Path) -> None:
+    registry.break_after = 1
+    async with asyncio.timeout(20), open_http(section(registry)) as http:
+        with pytest.raises(Failed, match=r"^RegistryUnavailable"):
+            await source_of(http, registry).download(DESCRIPTOR, tmp_path / "blob", ignore)
+    assert len(registry.requests("blobs")) <= 9
+
+
 async def test_a_cancelled_download_leaves_nothing(registry: ScriptedRegistry, tmp_path: Path) -> None:
     half = asyncio.Event()
     async with open_http(section(registry)) as http:
@@ -284,11 +378,15 @@ def refusing(mirror: ScriptedRegistry) -> None:
     mirror.answer = lambda _: web.Response(status=401)
 
 
+def with_a_page(mirror: ScriptedRegistry) -> None:
+    mirror.answer = lambda _: web.Response(text="<html>Please log in</html>", content_type="text/html")
+
+
 def lying(mirror: ScriptedRegistry) -> None:
     mirror.answer = lambda _: web.Response(body=b"{}", headers={"Docker-Content-Digest": IMAGE.digest})
 
 
-@pytest.mark.parametrize("spoil", [without_image, unwell, refusing, lying])
+@pytest.mark.parametrize("spoil", [without_image, unwell, refusing, with_a_page, lying])
 async def test_a_mirror_that_fails_is_passed_over(
     registry: ScriptedRegistry, mirror: ScriptedRegistry, spoil: Spoil
 ) -> None:

@@ -169,6 +169,8 @@ def test_every_problem_is_told_at_once(main: Path) -> None:
         ("[image]\nparallel_downloads = 0", "image.parallel_downloads"),
         ("[image]\nstall_timeout_s = -1", "image.stall_timeout_s"),
         ('[image.registries.r]\nmirrors = ["mirror:5000"]', "image.registries.r.mirrors"),
+        ('[image.registries."*"]\nusername = "u"', "image.registries"),
+        ('[image.registries."*"]\npassword = "p"', "image.registries"),
         ("[storage]\nunpack_workers = 0", "storage.unpack_workers"),
         ('[storage]\nunpack_workers = "two"', "storage.unpack_workers"),
         ('[network]\nbridge = "br-with-a-long-name"', "network.bridge"),
