@@ -147,9 +147,10 @@ class Bridge:
                 links.allow_hairpin(port),
             )
             kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
-        # Before the link is up. Without an address of ours, IPv6 has nothing to do there; the loopback keeps ::1.
-        without = all(address.version == 4 for address in addresses)
-        netns.set_ipv6(POD_INTERFACE, accept_ra=0, disable_ipv6=int(without))
+        # Before the link is up.
+        netns.set_ipv6(POD_INTERFACE, accept_ra=0)
+        if all(address.version == 4 for address in addresses):  # the loopback keeps ::1
+            netns.set_ipv6(POD_INTERFACE, disable_ipv6=1)
         with Netlink() as pod:
             index = links.index_of(POD_INTERFACE)
             pod.run(

@@ -108,7 +108,8 @@ class Host:
         return self._bridge.exists() and nftables.table_handle(self._table) == self._handle
 
     def _guarded(self) -> bool:
-        return nftables.table_handle(self._table) == self._handle and nftables.rule_handles(self._table) == self._rules
+        handle = nftables.table_handle(self._table)
+        return handle is not None and handle == self._handle and nftables.rule_handles(self._table) == self._rules
 
     def _make(self) -> None:
         self._ensured = False
@@ -157,12 +158,12 @@ class Host:
 
             def look() -> None:
                 try:
-                    mentioned = nftables.mentions(events.recv(RECEIVE_BYTES), self._table)
+                    gone = nftables.takes_away(events.recv(RECEIVE_BYTES), self._table)
                 except BlockingIOError:
                     return
                 except OSError:  # more events than the socket holds
-                    mentioned = True
-                if mentioned:
+                    gone = True
+                if gone:
                     self._changed.set()
 
             loop.add_reader(events, look)
@@ -179,6 +180,7 @@ class Host:
     async def _restore(self) -> None:
         """Make bridge and table again, if pods need them and they are not as they were made."""
         if not self._addresses.held() or not self._cannot.ready:
+            self._broken = _READY
             return
         async with self._lock:
             try:

@@ -16,15 +16,26 @@ from typing import Final
 
 from pyroute2.netlink import NETLINK_ADD_MEMBERSHIP, NETLINK_NETFILTER, NLM_F_DUMP, SOL_NETLINK
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES
-from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETRULE, NFT_MSG_GETTABLE, nft_rule_msg, nft_table_msg
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELCHAIN,
+    NFT_MSG_DELRULE,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETTABLE,
+    nft_rule_msg,
+    nft_table_msg,
+)
 
 from criw.errors import Failed, FailedPrecondition
-from criw_network.netlink.socket import Message, Netlink
+from criw_network.netlink.socket import Message, Netlink, messages_in
 
 log = logging.getLogger(__name__)
 
 _SONAME: Final = "libnftables.so.1"
 _NFPROTO_INET: Final = 1  # linux/netfilter.h
+_TAKEN_AWAY: Final = {
+    NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)
+}
 
 
 class Nftables:
@@ -128,6 +139,11 @@ def watch_tables() -> socket.socket:
     return events
 
 
-def mentions(datagram: bytes, name: str) -> bool:
-    """Whether a datagram of `watch_tables` may be about the table: its name is in it."""
-    return name.encode() + b"\0" in datagram
+def takes_away(datagram: bytes, name: str) -> bool:
+    """Whether a datagram of `watch_tables` may say that the table, or a chain or rule of it, is gone.
+
+    Pods come and go with elements of its maps, which is none of these.
+    """
+    if name.encode() + b"\0" not in datagram:
+        return False
+    return any(head["header"]["type"] in _TAKEN_AWAY for head in messages_in(datagram))

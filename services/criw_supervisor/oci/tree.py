@@ -1,6 +1,6 @@
 """A container's file tree as it will be: where the paths lead at which the runtime mounts and makes something.
 
-The runtime works as root on the host. One that follows a link of the image leaves the container (runc before 1.2 makes
+The runtime works as root on the host. One that follows a link of the image leaves the container (runc 1.1.5 makes
 what belongs into /dev wherever that leads), so none is ever given a path with a link in it. Nobody else has the image's
 files under this root yet; of a volume that another container writes to, no more can be told than how it is now.
 """
