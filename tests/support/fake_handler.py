@@ -36,6 +36,7 @@ class _Held:
         self.started = False
         self.end: End | None = None
         self.resources: JsonObject = {}
+        self.oom_score = 0
         self.streams: list[socket.socket] = []
 
 
@@ -116,6 +117,10 @@ class FakeHandler:
     async def update(self, task: Task, resources: JsonObject) -> None:
         self._may_fail("update")
         self.held[task.id].resources |= resources
+
+    async def set_oom_score(self, task: Task, score: int) -> None:
+        self.held[task.id].oom_score = score
+        Bundle(self._places.bundle(task.id)).change_process(oomScoreAdj=score)
 
     async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> FakeExec:
         held = self.held.get(task.id)

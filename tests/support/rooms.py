@@ -33,6 +33,7 @@ from criw_supervisor.recovery.reconcile import Reconcile
 from criw_supervisor.recovery.start import Recovery
 from criw_supervisor.recovery.unfinished import Unfinished
 from criw_supervisor.runtimes.handlers import Handlers
+from criw_supervisor.stats.of_containers import ContainerStats
 from support.fake_agents import NAME, FakeAgents, running_fakes
 from support.fake_handler import FakeHandler
 
@@ -102,6 +103,7 @@ class Rooms:
         host = Host(cgroup_v2=True, swap=False, held=frozenset(), oom_score=OomScore(may_lower=True), pids_limit=0)
         self.create = CreateContainer(self.ledger, handlers, agents.ask_images, agents.ask_storage, host)
         self.containers = Containers(self.ledger, handlers, agents.ask_storage, self.create, host)
+        self.stats = ContainerStats(handlers, agents.ask_storage)
         self.run = RunPod(self.ledger, handlers, self.cgroups, agents.ask_network)
         self.pods = Pods(self.ledger, self.cgroups, self.containers, agents.ask_network, self.run)
         self.unfinished = Unfinished(self.ledger, {"pod": self.run.undo, "container": self.create.undo})

@@ -25,8 +25,11 @@ async def update(
         if record.state is ContainerState.EXITED:
             raise FailedPrecondition(f"cannot update the resources of container {container.id}: it has ended")
         allowed = resources.supported(change, cgroup_v2=host.cgroup_v2, swap=host.swap)
+        handler = handlers.of_record(record.runtime)
         # Only what changes goes to the runtime: it would set everything else again.
         if wanted := resources.oci(allowed):
-            await handlers.of_record(record.runtime).update(task_of(record), wanted)
+            await handler.update(task_of(record), wanted)
+        if change.oom_score_adj:
+            await handler.set_oom_score(task_of(record), host.oom_score.clamped(change.oom_score_adj))
         now = resources.merged(LinuxContainerResources.parse(record.resources), allowed)
         await ledger.save(container, record.model_copy(update={"resources": bytes(now)}))

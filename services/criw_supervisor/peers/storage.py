@@ -18,7 +18,7 @@ from criw_proto.criw.storage.v1 import (
 
 _AGENT: Final = "criw-storage"
 _LIMIT_S: Final = 60.0
-_USAGE_LIMIT_S: Final = 5.0
+_USAGE_LIMIT_S: Final = 2.0  # it comes from memory
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,15 @@ class Bundle:
             raise FailedPrecondition(f"cannot run a command in container {self.directory.name}: its bundle is gone")
         return {**process, "args": command, "terminal": False}
 
+    def change_process(self, **changes: object) -> None:
+        """Have further commands run with another value of these keys of the OCI process object."""
+        document = self.read()
+        process = document.get("process")
+        if isinstance(process, dict):
+            fresh = self.config.with_suffix(".new")
+            fresh.write_bytes(encoded(document | {"process": {**process, **changes}}))
+            fresh.replace(self.config)
+
     def exec_files(self, token: str) -> tuple[Path, Path]:
         """Where the OCI process object and the pid of one further command go."""
         return self.directory / f"{_EXEC}{token}.json", self.directory / f"{_EXEC}{token}.pid"

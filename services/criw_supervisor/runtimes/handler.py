@@ -91,6 +91,9 @@ class Handler(Protocol):
     async def update(self, task: Task, resources: JsonObject) -> None:
         """Change limits; `resources` is an OCI LinuxResources object with what is to change."""
 
+    async def set_oom_score(self, task: Task, score: int) -> None:
+        """Set the oom_score_adj of everything in the task, and of what is run in it later."""
+
     async def exec(self, task: Task, process: JsonObject, *, stdout: int, stderr: int) -> Exec:
         """Run a further command, an OCI process object, with these descriptors.
 

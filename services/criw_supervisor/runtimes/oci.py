@@ -1,6 +1,7 @@
 """Handlers of type "oci": any OCI runtime with the command line runc defined, its containers held by conmon."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -98,6 +99,15 @@ class OciHandler:
     async def update(self, task: Task, resources: JsonObject) -> None:
         what = f"update the resources of container {task.id}"
         await self._must(what, "update", "--resources", "-", task.id, stdin=json.dumps(resources).encode())
+
+    async def set_oom_score(self, task: Task, score: int) -> None:
+        def write() -> None:
+            for pid in self._cgroups.processes(task.cgroup):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    Path(f"/proc/{pid}/oom_score_adj").write_text(str(score))
+            self._bundle(task).change_process(oomScoreAdj=score)
+
+        await asyncio.to_thread(write)
 
     async def kill_all(self, task: Task) -> None:
         await asyncio.to_thread(self._cgroups.kill, task.cgroup)

@@ -1,15 +1,19 @@
 """What containers use, in the form the CRI has."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
+from criw.errors import DeadlineExceeded, Unavailable
 from criw_proto.criw.storage.v1 import DiskUsage
 from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups.usage import CgroupUsage
 from criw_supervisor.ledger.container import Container
-from criw_supervisor.peers.storage import Storage
+from criw_supervisor.peers.storage import Disks, Storage
 from criw_supervisor.runtimes.handler import Task, task_of
 from criw_supervisor.runtimes.handlers import Handlers
+
+log = logging.getLogger(__name__)
 
 
 class ContainerStats:
@@ -19,7 +23,7 @@ class ContainerStats:
 
     async def of(self, containers: Sequence[Container]) -> list[cri.ContainerStats]:
         """The statistics of the containers that are there to be measured, exited ones included (their disk)."""
-        disks = await self._storage.usage()
+        disks = await self._disks()
         running: dict[str, list[Task]] = defaultdict(list)
         for one in containers:
             if one.running:
@@ -28,6 +32,14 @@ class ContainerStats:
         for runtime, tasks in running.items():
             readings |= await self._handlers.of_record(runtime).usage(tasks)
         return [_stats(one, readings.get(one.id), disks.writable.get(one.id), disks.mountpoint) for one in containers]
+
+    async def _disks(self) -> Disks:
+        """What is on the disk; nothing while the storage agent is away: the rest is known all the same."""
+        try:
+            return await self._storage.usage()
+        except (Unavailable, DeadlineExceeded) as err:
+            log.warning("cannot tell what containers have written", extra={"error": str(err)})
+            return Disks("", {})
 
 
 def _stats(

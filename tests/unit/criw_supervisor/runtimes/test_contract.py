@@ -23,6 +23,7 @@ from criw_supervisor import processes
 from criw_supervisor.cgroups import hierarchies
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
+from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.handler import Handler, Launch, NotRun, Task
 from criw_supervisor.runtimes.oci import OciHandler
 from support.fake_handler import FakeHandler
@@ -78,6 +79,15 @@ class Case:
             weight = int((directory / "cpu.weight").read_text())
             return SHARES if weight == 1 + (SHARES - 2) * 9999 // 262142 else weight
         return int((directory / "cpu.shares").read_text())
+
+    def oom_score(self, task: Task) -> int:
+        """The score of the first process."""
+        if isinstance(self.handler, FakeHandler):
+            return self.handler.held[task.id].oom_score
+        return int(Path(f"/proc/{task.pid}/oom_score_adj").read_text())
+
+    def bundle(self, task: Task) -> Bundle:
+        return Bundle(self._bundles / task.id)
 
     def bundles(self) -> list[Path]:
         return list(self._bundles.iterdir())
@@ -268,6 +278,13 @@ async def test_limits_change_and_use_is_told(case: Case) -> None:
     assert case.shares(task) == SHARES
     usage = await case.handler.usage([task])
     assert usage[task.id].processes >= 1
+
+
+async def test_an_oom_score_is_that_of_all_that_runs_and_of_what_is_run_later(case: Case) -> None:
+    task = await case.run(WAITS)
+    await case.handler.set_oom_score(task, 321)
+    assert case.oom_score(task) == 321
+    assert case.bundle(task).process(["true"])["oomScoreAdj"] == 321
 
 
 def _process(command: list[str]) -> JsonObject:
