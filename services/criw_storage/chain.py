@@ -26,8 +26,9 @@ from typing import Final
 
 from criw import kernel
 from criw.errors import Failed, InvalidArgument
-from criw_storage.view import View, is_opaque, is_whiteout, join, make_opaque
+from criw_storage.view import Steps, View, is_opaque, is_whiteout, join, make_opaque
 
+_PATH_MAX: Final = 4095  # bytes
 _OVERLAY: Final = "trusted.overlay."
 
 
@@ -61,15 +62,17 @@ def patch_name(names: Sequence[str]) -> str:
     return f"patch-{hashlib.sha256(' '.join(names).encode()).hexdigest()}"
 
 
-def plan(below: Sequence[Path], layer: Path, implied: Collection[bytes], whited: Collection[bytes]) -> Patch:
+def plan(
+    below: Sequence[Path], layer: Path, implied: Collection[bytes], whited: Collection[bytes], steps: Steps
+) -> Patch:
     """The patch above `layer`, false if none is needed.
 
-    `below` is the chain under the layer, lowest first, patches included. Raises InvalidArgument for a layer that makes
-    too much work, Failed for one that is broken.
+    `below` is the chain under the layer, lowest first, patches included; `steps` are the image's.
+    Raises InvalidArgument for a layer that makes too much work, Failed for one that is broken.
     """
     inherited = {os.fsdecode(path) for path in implied if path}
     hiding = [os.fsdecode(path) for path in whited if path]
-    view = View(layer, below, inherited)
+    view = View(layer, below, inherited, steps)
     patch = Patch(layer)
     for path in sorted(inherited):  # each after the one it is in
         _check_own(view, path)
@@ -230,6 +233,8 @@ def _directories_in(layer: int, path: str) -> list[str]:
 
 
 def _check_own(view: View, path: str) -> None:
+    if len(os.fsencode(view.own(path))) > _PATH_MAX:
+        raise InvalidArgument(f"cannot put layers together: {path[:100]!r}… is too long a path; rebuild the image")
     if view.own(path) not in view.directories(path):
         raise Failed(
             f"cannot put layers together: there is no directory {view.own(path)!r}; remove the image and pull it"

@@ -1,6 +1,5 @@
 """Images: chains of layers, and the pulls that are on their way to become one."""
 
-import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -12,9 +11,10 @@ from criw.errors import FailedPrecondition, InvalidArgument
 from criw.locks import KeyedLocks
 from criw.operations import Operations
 from criw.store import Record, Store
-from criw_storage import chain
+from criw_storage import chain, overlay
 from criw_storage.layers import Layers
-from criw_storage.view import is_opaque
+from criw_storage.leftovers import in_thread
+from criw_storage.view import Steps, is_opaque
 
 _DIFF_ID: Final = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -74,20 +74,22 @@ class Images:
         _check_id(image_id)
         claimed = self._claims.setdefault(image_id, set())
         if name not in claimed:
+            _check_number(image_id, len(claimed) + 1)
             claimed.add(name)
             self._layers.hold([name])
             await self._store.put(Claim(id=image_id, layers=tuple(sorted(claimed))))
-        layer = await self._layers.unpack(name, blob, media_type)
+        layer = await self._layers.unpack(name, blob, media_type, image_id=image_id)
         return layer.size_bytes
 
     async def commit(self, image_id: str, diff_ids: Sequence[str]) -> int:
         """Record an image as a chain of layers, lowest first; the disk space of all its layers in bytes.
 
-        Raises FailedPrecondition if a layer is not there.
+        Raises FailedPrecondition if a layer is not there, InvalidArgument if they are more than can be mounted.
         """
         # A layer that comes twice changes nothing the first time that it does not change the second time.
         names = tuple(dict.fromkeys(_name_of(diff_id) for diff_id in reversed(diff_ids)))[::-1]
         _check_id(image_id)
+        _check_number(image_id, len(names))
         return await self.operations.run(f"commit {image_id}", lambda: self._commit(image_id, names))
 
     async def _commit(self, image_id: str, names: tuple[str, ...]) -> int:
@@ -100,6 +102,7 @@ class Images:
             self._layers.hold(names)
             undo.push_async_callback(self._layers.release, names)
             image = await self._put_together(image_id, names, undo)
+            await self._layers.sync(image.holds)
             await self._store.commit(put=[image], delete=[Claim(id=image_id, layers=())])
             undo.pop_all()
             replaced = self.records.get(image_id)
@@ -112,7 +115,8 @@ class Images:
         """The image's record. The patches it needs are made, and held until `undo`."""
         stack: list[str] = []
         root = ""
-        seen = await asyncio.to_thread(self._visible, names)
+        steps = Steps()
+        seen = await in_thread(lambda: self._visible(names))
         for number, name in enumerate(seen, start=1):
             below = [self._layers.path(lower) for lower in stack]
             stack.append(name)
@@ -121,13 +125,15 @@ class Images:
                 continue
             if b"" not in seams.implied:
                 root = name
-            patch = await asyncio.to_thread(chain.plan, below, self._layers.path(name), seams.implied, seams.whited)
+            planning = partial(chain.plan, below, self._layers.path(name), seams.implied, seams.whited, steps)
+            patch = await in_thread(planning)
             if patch:
                 above = chain.patch_name(seen[:number])
                 self._layers.hold([above])
                 undo.push_async_callback(self._layers.release, [above])
                 await self._layers.make(above, partial(_fill, patch))
                 stack.append(above)
+        _check_number(image_id, len(stack))
         return Image(id=image_id, layers=names, stack=tuple(stack), root=root)
 
     def _visible(self, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -145,7 +151,7 @@ class Images:
         async with self._locks.hold(image_id):
             image = self.records.pop(image_id, None)
             await self._layers.release([*(image.holds if image else ()), *self._claims.pop(image_id, ())])
-            # Last, see `Layers.set_aside`; and even if it is not known: an earlier attempt may have come this far.
+            # Last, see `set_aside`; and even if it is not known: an earlier attempt may have come this far.
             await self._store.delete(_unfilled(image_id), Claim(id=image_id, layers=()))
 
 
@@ -155,7 +161,7 @@ def _unfilled(image_id: str) -> Image:
 
 
 async def _fill(patch: chain.Patch, directory: Path) -> None:
-    await asyncio.to_thread(chain.build, directory, patch)
+    await in_thread(lambda: chain.build(directory, patch))
 
 
 def _name_of(diff_id: str) -> str:
@@ -163,6 +169,15 @@ def _name_of(diff_id: str) -> str:
     if match is None:
         raise InvalidArgument(f"cannot use {diff_id!r} as a diff id: it must be sha256: and 64 hex digits")
     return match[1]
+
+
+def _check_number(image_id: str, layers: int) -> None:
+    limit = overlay.most_layers()
+    if layers > limit:
+        raise InvalidArgument(
+            f"cannot use image {image_id}: with what joins them it has {layers} layers or more, and this kernel mounts "
+            f"at most {limit} on each other; rebuild the image with fewer"
+        )
 
 
 def _check_id(image_id: str) -> None:

@@ -1,6 +1,7 @@
 """Mounting a writable layer over unpacked ones: overlayfs, on kernels old and new."""
 
 import errno
+import functools
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,7 +10,24 @@ from typing import Final
 
 from criw import kernel
 
+_MOST_LAYERS: Final = 500  # OVL_MAX_STACK
+_MOST_IN_OPTIONS: Final = 200
 _SOURCE: Final = "criw"  # what the first column of /proc/mounts shows
+
+
+@functools.cache
+def most_layers() -> int:
+    """How many can be mounted below a writable one here."""
+    with ExitStack() as opened:
+        try:
+            context = kernel.fsopen("overlay")
+            opened.callback(os.close, context)
+            kernel.fsconfig_string(context, "lowerdir+", "/")
+        except OSError as err:
+            if err.errno not in {errno.ENOSYS, errno.EINVAL}:
+                raise
+            return _MOST_IN_OPTIONS
+    return _MOST_LAYERS
 
 
 def mount(target: Path, lower: Sequence[Path], *, upper: Path, work: Path) -> None:

@@ -1,11 +1,11 @@
 """Root filesystems of containers: a writable layer mounted over an image's layers."""
 
-import asyncio
 import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -17,10 +17,11 @@ from criw.mountinfo import mounts_below
 from criw.operations import Operations, run_to_end
 from criw.store import Record, Store
 from criw_storage import overlay
+from criw_storage.directories import is_gone, remove_any, set_aside, spread
 from criw_storage.images import Images
 from criw_storage.layers import Layers
+from criw_storage.leftovers import Leftovers, in_thread
 from criw_storage.usage import Measured, Usage, measure
-from criw_storage.worker.removal import remove_tree
 
 _CLEANUP_LIMIT_S: Final = 600.0
 
@@ -46,6 +47,7 @@ class RootFilesystems:
         layers: Layers,
         images: Images,
         usage: Usage,
+        leftovers: Leftovers,
         *,
         state: Path,
         run: Path,
@@ -57,6 +59,7 @@ class RootFilesystems:
         self._layers = layers
         self._images = images
         self._usage = usage
+        self._leftovers = leftovers
         self._writable = state / "rootfs"
         self._nothing = state / "empty"  # the lower layer of an image without any: overlayfs demands one
         self._mounts = run / "rootfs"
@@ -68,6 +71,7 @@ class RootFilesystems:
         for directory in (self._writable, self._nothing, self._mounts):
             # Closed to others, as a set-uid program in some image is no business of the host's users.
             directory.mkdir(mode=0o700, exist_ok=True)
+        spread(self._writable)
         for record in await self._store.all(Rootfs):
             self.records[record.id] = record
             self._layers.hold(record.stack)
@@ -76,21 +80,15 @@ class RootFilesystems:
     async def sweep(self) -> None:
         """Remove what was half made or half removed, and mounts and directories that no record knows."""
         for record in tuple(self.records.values()):
-            if not record.ready or not (self._writable / record.id).is_dir():
-                await self._remove_for_good(record)
-        await asyncio.to_thread(self._remove_unknown)
-
-    def _remove_unknown(self) -> None:
+            if not record.ready or is_gone(self._writable / record.id):
+                await self._leftovers.attempt(f"root filesystem {record.id}", partial(self._remove, record.id))
         mounts = self._mounts.resolve()  # as the kernel calls it: /var/run is a link on many hosts
         for mount in mounts_below(mounts):
             if mount != mounts and mount.relative_to(mounts).parts[0] not in self.records:
-                kernel.umount2(mount, flags=kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
-        for found in self._mounts.iterdir():
+                await self._leftovers.remove(f"mount {mount}", partial(_unmount, mount))
+        for found in (*self._mounts.iterdir(), *self._writable.iterdir()):
             if found.name not in self.records:
-                found.rmdir()
-        for found in self._writable.iterdir():
-            if found.name not in self.records:
-                remove_tree(found)
+                await self._leftovers.remove(os.fspath(found), partial(remove_any, found))
 
     async def create(self, rootfs_id: str, image_id: str) -> Path:
         """The mounted root filesystem, made if there is none.
@@ -117,7 +115,7 @@ class RootFilesystems:
                     f"cannot make root filesystem {rootfs_id}: an earlier one is not quite removed; remove it again"
                 )
             elif not (self._mounts / rootfs_id).is_mount():
-                await asyncio.to_thread(self._mount, record)
+                await in_thread(lambda: self._mount(record))
 
     async def _create_new(self, rootfs_id: str, image_id: str) -> None:
         image = self._images.records.get(image_id)
@@ -128,10 +126,10 @@ class RootFilesystems:
         self._layers.hold(record.stack)
         self.records[rootfs_id] = record
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._undo_create, record)
+            undo.push_async_callback(self._undo_create, rootfs_id)
             await self._store.commit(create=[record])
             root = self._layers.path(image.root) if image.root else None
-            measured = await asyncio.to_thread(self._make, record, root)
+            measured = await in_thread(lambda: self._make(record, root))
             await self._store.put(ready)
             undo.pop_all()
         self.records[rootfs_id] = ready
@@ -166,30 +164,31 @@ class RootFilesystems:
 
     async def _remove(self, rootfs_id: str) -> None:
         async with self._locks.hold(rootfs_id):
-            record = self.records.get(rootfs_id)
-            if record is None:
-                return
+            await self._remove_locked(rootfs_id)
+
+    async def _remove_locked(self, rootfs_id: str) -> None:
+        record = self.records.get(rootfs_id)
+        if record is not None:
             self.records[rootfs_id] = record.model_copy(update={"ready": False})
-            await self._remove_for_good(record)
+            self._usage.forget(rootfs_id)
+            aside = await in_thread(lambda: self._take_away(rootfs_id))
+            await self._leftovers.remove(os.fspath(aside), lambda: remove_any(aside))
+            del self.records[rootfs_id]
+            await self._layers.release(record.stack)
+        # Last, see `set_aside`; and even if it is not known: an earlier attempt may have come this far.
+        await self._store.delete(Rootfs(id=rootfs_id, image_id="", stack=(), ready=False))
 
-    async def _undo_create(self, record: Rootfs) -> None:
-        await run_to_end(self._remove_for_good(record), limit_s=_CLEANUP_LIMIT_S)
+    async def _undo_create(self, rootfs_id: str) -> None:
+        await run_to_end(self._remove_locked(rootfs_id), limit_s=_CLEANUP_LIMIT_S)
 
-    async def _remove_for_good(self, record: Rootfs) -> None:
-        self._usage.forget(record.id)
-        await asyncio.to_thread(self._take_away, record.id)
-        await self._store.delete(record)
-        del self.records[record.id]
-        await self._layers.release(record.stack)
-
-    def _take_away(self, rootfs_id: str) -> None:
-        """Unmount and delete; it is gone with the first step, see `Layers.set_aside`.
+    def _take_away(self, rootfs_id: str) -> Path:
+        """Unmount, and put aside what was written; it is gone with the first step, see `set_aside`. Where it is then.
 
         The end of an overlay writes back everything in memory of the file system below it, other containers' data
         included, before umount(2) returns. So it is only taken out of the mount tree here, held by a descriptor, and
         ends when another thread closes that.
         """
-        aside = self._layers.set_aside(self._writable / rootfs_id)
+        aside = set_aside(self._writable / rootfs_id)
         target = self._mounts / rootfs_id
         with kernel.suppress_errno(errno.ENOENT):
             held = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -200,4 +199,9 @@ class RootFilesystems:
             finally:
                 self._closing.submit(os.close, held)
             target.rmdir()
-        remove_tree(aside)
+        return aside
+
+
+def _unmount(mount: Path) -> None:
+    with kernel.suppress_errno(errno.EINVAL, errno.ENOENT):  # it is no mount any more
+        kernel.umount2(mount, flags=kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from criw import kernel
-from criw.errors import DataLoss, Failed, InvalidArgument, ResourceExhausted
+from criw.errors import DataLoss, DeadlineExceeded, Failed, InvalidArgument, ResourceExhausted
+from criw.operations import run_to_end
 from criw_storage.view import make_opaque
 from criw_storage.worker import program
 
@@ -23,7 +24,15 @@ _START: Final = "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2 : 2
     "from criw_storage.worker.program import main; main(sys.argv[2 + n :])"
 )
 _REPORT_LIMIT: Final = 32 * 1024 * 1024  # bytes: the names of a few hundred thousand directories
+# What a layer may take: some for a small one on a busy machine, more by the size of its blob.
+_LIMIT_S: Final = 120.0
+_LEAST_BYTES_PER_S: Final = 512 * 1024
+_END_LIMIT_S: Final = 60.0
 _UNLIMITED: Final = 2**62
+# Of the file system: a twentieth, but no more than this.
+_KEPT_SHARE: Final = 20
+_KEPT_BYTES: Final = 1024**3
+_KEPT_INODES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,21 @@ async def unpack(blob: int, target: Path, diff_id: str, *, lock: int) -> Unpacke
     """Unpack an open blob into an empty directory. The worker holds `lock` as long as it lives.
 
     Raises InvalidArgument if the blob is not a layer, DataLoss if its uncompressed bytes do not have the digest
-    `diff_id` (hex), ResourceExhausted if the disk has no room, Failed if the worker was killed or broke.
+    `diff_id` (hex), DeadlineExceeded if it takes longer than its size allows, ResourceExhausted
+    if the disk has no room, Failed if the worker was killed or broke.
     """
-    max_bytes, max_inodes = await asyncio.to_thread(_room, target)
+    room = await asyncio.to_thread(_room, target)
     paths = _import_paths()
-    arguments = [str(len(paths)), *paths, str(blob), os.fspath(target), str(max_bytes), str(max_inodes)]
-    code, report = await _run([sys.executable, "-I", "-S", "-c", _START, *arguments], (blob, lock))
+    arguments = [str(len(paths)), *paths, str(blob), os.fspath(target), *map(str, room)]
+    limit_s = _LIMIT_S + os.fstat(blob).st_size / _LEAST_BYTES_PER_S
+    try:
+        async with asyncio.timeout(limit_s):
+            code, report = await _run([sys.executable, "-I", "-S", "-c", _START, *arguments], (blob, lock))
+    except TimeoutError as err:
+        raise DeadlineExceeded(
+            f"cannot unpack layer sha256:{diff_id}: it takes longer than {limit_s:.0f} s, which is what a layer of its "
+            "size may take; is the disk slow, or the image made to be?"
+        ) from err
     found: dict[bytes, list[bytes]] = {}
     for message in report.split(b"\0")[:-1]:
         found.setdefault(message[:1], []).append(message[1:])
@@ -81,11 +99,17 @@ def _import_paths() -> Sequence[str]:
     return list(dict.fromkeys(found))
 
 
-def _room(directory: Path) -> tuple[int, int]:
-    """Bytes and inodes that are free but for what the file system reserves for root."""
+def _room(directory: Path) -> tuple[int, int, int, int]:
+    """Bytes and inodes that a layer may take, and those that must stay free: what removing things is recorded in.
+
+    What the file system reserves for root is not counted. The worker looks again while it writes, as others write, too.
+    """
     found = os.statvfs(directory)
+    keep_bytes = min(found.f_blocks * found.f_frsize // _KEPT_SHARE, _KEPT_BYTES)
+    keep_inodes = min(found.f_files // _KEPT_SHARE, _KEPT_INODES)
     # A file system without a fixed number of inodes (btrfs) says 0.
-    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else _UNLIMITED
+    inodes = max(found.f_favail - keep_inodes, 0) if found.f_files else _UNLIMITED
+    return max(found.f_bavail * found.f_frsize - keep_bytes, 0), inodes, keep_bytes, keep_inodes
 
 
 async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> tuple[int, bytes]:
@@ -109,7 +133,7 @@ async def _run(argv: Sequence[str], descriptors: Sequence[int]) -> tuple[int, by
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-            await asyncio.shield(_ended(process))
+            await run_to_end(_ended(process), limit_s=_END_LIMIT_S)  # even if cancelled again
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

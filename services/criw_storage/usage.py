@@ -6,13 +6,15 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from criw import kernel
 
 log = logging.getLogger(__name__)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_REST: Final = 3  # times as long as looking at a tree took: however large it is, that is not all the agent does
 _BLOCK: Final = 512  # the unit of st_blocks: stat(2)
 
 
@@ -25,47 +27,82 @@ class Measured(NamedTuple):
 
 
 def measure(directory: Path, *, files: bool = True) -> Measured:
-    """Disk space and inodes of a tree, hard links counted once; without `files`, of its directories only.
+    """Disk space and inodes of a tree, however deep; without `files`, of its directories only.
 
-    A container may be changing it meanwhile. So directories are opened from the top each time, through no symbolic
-    link; what vanishes is not counted, and neither is what lies deeper than a path can be long. Raises OSError if the
-    tree itself is not there.
+    A container chooses what is in it, and may be changing it meanwhile. So directories are entered and left one step at
+    a time, and of each only the names of those still to be entered are kept; of a file with several names every one
+    counts its share, so that none needs to be remembered. What vanishes is not counted. Raises OSError if the tree
+    itself is not there.
     """
     timestamp_ns = time.time_ns()
-    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = os.open(directory, _DIRECTORY)
+    count = _Count(files)
+    levels = [(os.fstat(here), count.items(here))]
+    count.add(levels[0][0])
     try:
-        blocks, inodes = os.fstat(root).st_blocks, 1
-        linked: set[int] = set()
-        todo = [b""]
-        while todo:
-            for path, found in _items(root, todo.pop()):
-                if stat.S_ISDIR(found.st_mode):
-                    todo.append(path)
-                elif not files:
-                    continue
-                elif found.st_nlink > 1:
-                    if found.st_ino in linked:
-                        continue
-                    linked.add(found.st_ino)
-                blocks += found.st_blocks
-                inodes += 1
+        while True:
+            found, below = levels[-1]
+            if below:
+                child = _enter(here, below.pop(), found.st_dev)
+                if child >= 0:
+                    os.close(here)
+                    here = child
+                    levels.append((os.fstat(here), count.items(here)))
+                continue
+            levels.pop()
+            if not levels:
+                return Measured(timestamp_ns, *count.total())
+            above = os.open(b"..", _DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = above
+            if not os.path.samestat(os.fstat(here), levels[-1][0]):
+                # Somebody moved a directory while we were in it: what is left of the tree is counted the next time.
+                return Measured(timestamp_ns, *count.total())
     finally:
-        os.close(root)
-    return Measured(timestamp_ns, blocks * _BLOCK, inodes)
+        os.close(here)
 
 
-def _items(root: int, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """What is in the directory `path` below `root`, by path. Nothing if it vanished or cannot be reached."""
-    with kernel.suppress_errno(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV):
-        directory = kernel.open_beneath(root, path or b".")
-        try:
-            with os.scandir(directory) as items:
-                for item in items:
-                    name = os.fsencode(item.name)
-                    with kernel.suppress_errno(errno.ENOENT):
-                        yield path + b"/" + name if path else name, item.stat(follow_symlinks=False)
-        finally:
-            os.close(directory)
+def _enter(here: int, name: bytes, device: int) -> int:
+    """A directory in an open one, -1 if it vanished or is none of the tree any more."""
+    with kernel.suppress_errno(errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        child = os.open(name, _DIRECTORY, dir_fd=here)
+        if os.fstat(child).st_dev == device:
+            return child
+        os.close(child)
+    return -1
+
+
+class _Count:
+    """Blocks and inodes by the number of names that what has them has."""
+
+    def __init__(self, files: bool) -> None:
+        self._files = files
+        self._blocks: Counter[int] = Counter()
+        self._inodes: Counter[int] = Counter()
+
+    def add(self, found: os.stat_result) -> None:
+        names = 1 if stat.S_ISDIR(found.st_mode) else max(found.st_nlink, 1)
+        self._blocks[names] += found.st_blocks
+        self._inodes[names] += 1
+
+    def items(self, directory: int) -> list[bytes]:
+        """Count what is in an open directory; the names of the directories in it."""
+        below = []
+        with os.scandir(directory) as items:
+            for item in items:
+                with kernel.suppress_errno(errno.ENOENT):
+                    found = item.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        below.append(os.fsencode(item.name))
+                    elif not self._files:
+                        continue
+                    self.add(found)
+        return below
+
+    def total(self) -> tuple[int, int]:
+        """Bytes and inodes."""
+        size = sum(blocks * _BLOCK // names for names, blocks in self._blocks.items())
+        return size, sum(inodes // names for names, inodes in self._inodes.items())
 
 
 class Usage:
@@ -90,6 +127,7 @@ class Usage:
         """Measure all writable layers, one after the other, every `interval_s` until cancelled."""
         while True:
             for rootfs_id, directory in tuple(self._directories.items()):
+                started = time.monotonic()
                 try:
                     measured = await asyncio.to_thread(measure, directory)
                 except OSError as err:
@@ -98,4 +136,5 @@ class Usage:
                     continue
                 if rootfs_id in self._directories:
                     self.rootfs[rootfs_id] = measured
+                await asyncio.sleep(_REST * (time.monotonic() - started))
             await asyncio.sleep(interval_s)

@@ -16,8 +16,24 @@ from criw.errors import InvalidArgument
 
 _OPAQUE: Final = "trusted.overlay.opaque"
 _MAX_LINKS: Final = 40  # symbolic links followed for one path, as in the kernel
-_MAX_STEPS: Final = 200_000  # names looked up to follow links, all together: half a minute's work in the worst case
+_MAX_STEPS: Final = 15_000_000  # names looked up for one image, all together: some half a minute
 _MAX_KNOWN: Final = 10_000
+
+
+class Steps:
+    """How many names may still be looked up to put an image's layers together."""
+
+    def __init__(self, left: int = _MAX_STEPS) -> None:
+        self._left = left
+
+    def take(self, steps: int) -> None:
+        """Raises InvalidArgument if no more may be."""
+        self._left -= steps
+        if self._left < 0:
+            raise InvalidArgument(
+                "cannot put layers together: they imply too many directories, or lead through too many symbolic links, "
+                "for their number; rebuild the image with fewer layers, or with all directories listed in each"
+            )
 
 
 class View:
@@ -26,12 +42,12 @@ class View:
     At a directory in `implied` the layer only means what is there already: a link of the chain below stays a link.
     """
 
-    def __init__(self, layer: Path, below: Sequence[Path], implied: Collection[str]) -> None:
+    def __init__(self, layer: Path, below: Sequence[Path], implied: Collection[str], steps: Steps) -> None:
         self._layer = os.fspath(layer)
         self._implied = implied
         self._root = _up_to_opaque([self._layer, *map(os.fspath, reversed(below))])
         self._known: dict[str, tuple[str, ...]] = {}
-        self._steps_left = _MAX_STEPS
+        self._steps = steps
 
     def own(self, path: str) -> str:
         """Where the layer itself has what is at `path`, if it has."""
@@ -46,6 +62,7 @@ class View:
         found = self._known[path] if path else self._root
         for name in reversed(unknown):
             path = join(path, name)
+            self._steps.take(len(found) + 1)
             found = _merged(found, name)
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
@@ -59,12 +76,15 @@ class View:
         """
         parent, _, name = path.rpartition("/")
         found = self.directories(parent)
+        self._steps.take(len(found))
         return _topmost(found[1:] if self.own(parent) in found else found, name)
 
     def link(self, path: str) -> str | None:
         """The symbolic link at `path`, if there is one."""
         parent, _, name = path.rpartition("/")
-        found, mode = _topmost(self.directories(parent), name)
+        directories = self.directories(parent)
+        self._steps.take(len(directories))
+        found, mode = _topmost(directories, name)
         if stat.S_ISDIR(mode) and path in self._implied and found == self.own(path):
             found, mode = self.under(path)
         return found if stat.S_ISLNK(mode) else None
@@ -88,7 +108,7 @@ class View:
                     return None
                 target = os.fspath(Path(link).readlink())
                 parts = target.split("/")[::-1]
-                self._count(len(parts))
+                self._steps.take(len(parts))
                 if target.startswith("/"):
                     real = ""
                 todo += parts
@@ -97,13 +117,6 @@ class View:
             else:
                 return None
         return real if links else None
-
-    def _count(self, steps: int) -> None:
-        self._steps_left -= steps
-        if self._steps_left < 0:
-            raise InvalidArgument(
-                f"cannot put layers together: {self._layer} leads through too many symbolic links; rebuild the image"
-            )
 
 
 def is_opaque(directory: str | os.PathLike[str]) -> bool:

@@ -173,11 +173,19 @@ def set_capabilities(mask: int) -> None:
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, low, high, high, high)))
 
 
+def _check_whole(path: bytes) -> None:
+    """The kernel would take what comes before a NUL for the whole path."""
+    if b"\0" in path:
+        raise ValueError(f"cannot open {path!r}: there is a NUL in it")
+
+
 def open_in_root(root: Path, name: str) -> int:
     """Open a file for reading as if `root` were the root directory (openat2(2), RESOLVE_IN_ROOT); the descriptor.
 
-    No symbolic link, absolute or with `..`, leads out of it. FIFOs and devices do not block. Raises OSError.
+    No symbolic link, absolute or with `..`, leads out of it. FIFOs and devices do not block. Raises OSError, and
+    ValueError for a NUL in the name.
     """
+    _check_whole(os.fsencode(name))
     how = struct.pack("QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0, _RESOLVE_IN_ROOT)
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -189,8 +197,9 @@ def open_in_root(root: Path, name: str) -> int:
 def open_beneath(directory: int, path: bytes, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> int:
     """Open something below an open directory (openat2(2)), following no link and entering no mount on the way.
 
-    `path` must not have a NUL, which would end it there. ELOOP tells of a link, EXDEV of a mount or a way out.
+    ELOOP tells of a link, EXDEV of a mount or a way out. Raises ValueError for a NUL in the path.
     """
+    _check_whole(path)
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV  # magic links are symbolic ones, too
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _check(int(_libc.syscall(_SYS_OPENAT2, directory, path, how, len(how))), os.fsdecode(path))

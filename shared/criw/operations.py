@@ -48,6 +48,11 @@ class Operations:
             # Retrieved here, so that an error whose caller left is told once instead of as "never retrieved".
             log.debug("operation failed", extra={"operation": task.get_name(), "error": str(err)})
 
+    def give_up(self, key: str) -> None:
+        """Cancel what runs under `key`, if anything does. It goes on until it has undone itself."""
+        if (task := self._running.get(key)) is not None:
+            task.cancel()
+
     async def cancel(self) -> None:
         """Cancel what runs and wait until it has undone itself: for a process that stops."""
         for task in self._running.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 
 from criw_storage.worker.confine import confine
@@ -24,20 +25,26 @@ DIGEST = b"d"  # payload: sha256 of the uncompressed bytes, in hex
 REFUSED = b"r"  # payload: why
 NO_SPACE = b"s"  # no payload
 _IGNORED_SHOWN = 20
+_SAID_AT_ONCE = 1024  # payloads
+_LOOK_EVERY = 16 * 1024 * 1024  # bytes written, an inode taken for a block of 4 KiB
+_INODE = 4096
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # The machine's state or our mistake, not what the archive asks for.
 _OURS = _FULL | {errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EACCES}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Arguments: descriptor of the blob, target directory, most bytes to unpack, most inodes to make."""
-    blob, max_bytes, max_inodes = int(argv[0]), int(argv[2]), int(argv[3])
+    """Arguments: descriptor of the blob, target directory, most bytes to unpack, most inodes to make; bytes and inodes
+    of the file system that must stay free.
+    """
+    blob, max_bytes, max_inodes, keep_bytes, keep_inodes = int(argv[0]), *map(int, argv[2:6])
     gc.disable()  # nothing here makes cycles worth collecting
     os.umask(0)
     chunks = uncompressed(blob)
     confine(argv[1], max_file_bytes=max_bytes)
     stream = Stream(chunks, limit=max_bytes)
-    tree = Tree(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), max_inodes=max_inodes)
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree = Tree(root, max_inodes=max_inodes, take_room=Room(root, keep_bytes, keep_inodes).take)
     try:
         unpack(stream, tree)
     except Refused as err:
@@ -49,11 +56,32 @@ def main(argv: Sequence[str]) -> None:
             raise
         _say(NO_SPACE, [b""])
     else:
-        _say(IMPLIED, tree.implied)
-        _say(OPAQUE, tree.opaque)
-        _say(WHITED, tree.whited)
+        for kind, flag in ((IMPLIED, "implied"), (OPAQUE, "opaque"), (WHITED, "whited")):
+            _say(kind, (path for path, found in tree.top.all() if getattr(found, flag)))
         _say(IGNORED, sorted(tree.ignored)[:_IGNORED_SHOWN])
         _say(DIGEST, [stream.digest().encode()])
+
+
+class Room:
+    """What is free of the file system of an open directory, shared with all who write to it at the same time."""
+
+    def __init__(self, directory: int, keep_bytes: int, keep_inodes: int) -> None:
+        self._directory = directory
+        self._keep_bytes = keep_bytes
+        self._keep_inodes = keep_inodes
+        self._unseen = 0
+
+    def take(self, size: int) -> None:
+        """Count a write of so many bytes, or an inode. Raises OSError (ENOSPC) when less is free than is to be kept."""
+        self._unseen -= size or _INODE
+        if self._unseen < 0:
+            self._unseen = _LOOK_EVERY
+            found = os.fstatvfs(self._directory)
+            # A file system without a fixed number of inodes (btrfs) says 0.
+            if found.f_bavail * found.f_frsize < self._keep_bytes or (
+                found.f_files and found.f_favail < self._keep_inodes
+            ):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def unpack(stream: Stream, tree: Tree) -> None:
@@ -77,6 +105,8 @@ def _name(entry: Entry | None) -> str:
 
 
 def _say(kind: bytes, payloads: Iterable[bytes]) -> None:
-    data = memoryview(b"".join(kind + payload + b"\0" for payload in payloads))
-    while data:
-        data = data[os.write(1, data) :]
+    rest = iter(payloads)
+    while some := b"".join(kind + payload + b"\0" for payload in itertools.islice(rest, _SAID_AT_ONCE)):
+        data = memoryview(some)
+        while data:
+            data = data[os.write(1, data) :]

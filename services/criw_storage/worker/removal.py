@@ -1,17 +1,24 @@
-"""Deleting a directory tree that strangers made: however deep, wherever its links lead."""
+"""Deleting a directory tree that strangers made: however deep, wherever its links lead, whatever flags it has."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# ioctl_iflags(2)
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+_FS_IMMUTABLE_FL, _FS_APPEND_FL = 0x10, 0x20
 
 
 def remove_tree(path: bytes | str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
     """Delete a directory and all below it, however deep, following no link. Nothing there is no error.
 
-    Directories are entered and left one step at a time, so that depth costs neither stack nor open files. Raises
+    Directories are entered and left one step at a time, so that depth costs neither stack nor open files. What is
+    immutable or may only be appended to is made like the rest first, as far as this process may do that. Raises
     OSError (EXDEV) at another file system mounted in it.
     """
     try:
@@ -39,10 +46,22 @@ def remove_tree(path: bytes | str | os.PathLike[str], *, dir_fd: int | None = No
             here = above
             if _identity(here) != levels[-1][1]:
                 raise OSError(errno.EBUSY, "somebody moves directories in it", path)
-            os.rmdir(name, dir_fd=here)
+            _remove_directory(name, here)
     finally:
         os.close(here)
-    os.rmdir(path, dir_fd=dir_fd)
+    _remove_directory(path, dir_fd)
+
+
+def make_removable(file: int) -> None:
+    """Take the flags from an open file or directory that forbid to remove it, or what is in it. Raises OSError."""
+    try:
+        (flags,) = struct.unpack("i", fcntl.ioctl(file, _FS_IOC_GETFLAGS, bytes(4)))
+    except OSError as err:
+        if err.errno in {errno.ENOTTY, errno.EOPNOTSUPP}:
+            return  # the file system has no flags
+        raise
+    if flags & (_FS_IMMUTABLE_FL | _FS_APPEND_FL):
+        fcntl.ioctl(file, _FS_IOC_SETFLAGS, struct.pack("i", flags & ~(_FS_IMMUTABLE_FL | _FS_APPEND_FL)))
 
 
 def _identity(directory: int) -> tuple[int, int]:
@@ -57,6 +76,30 @@ def _without_files(directory: int) -> list[bytes]:
         for item in found:
             if item.is_dir(follow_symlinks=False):
                 below.append(os.fsencode(item.name))
-            else:
+                continue
+            try:
+                os.unlink(item.name, dir_fd=directory)
+            except PermissionError:
+                make_removable(directory)
+                if item.is_file(follow_symlinks=False):
+                    _make_removable(item.name, _FILE, directory)
                 os.unlink(item.name, dir_fd=directory)
     return below
+
+
+def _remove_directory(name: bytes | str | os.PathLike[str], parent: int | None) -> None:
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except PermissionError:
+        if parent is not None:
+            make_removable(parent)
+        _make_removable(name, _DIRECTORY, parent)
+        os.rmdir(name, dir_fd=parent)
+
+
+def _make_removable(name: bytes | str | os.PathLike[str], how: int, parent: int | None) -> None:
+    found = os.open(name, how, dir_fd=parent)
+    try:
+        make_removable(found)
+    finally:
+        os.close(found)

@@ -144,13 +144,23 @@ class Stream:
         for _ in self.pieces(size):
             pass
 
-    def expect_zeros(self) -> None:
-        """Read to the end. Raises Refused if anything but zeros comes."""
-        while self._at < len(self._chunk) or self._next_chunk():
-            if self._chunk.count(0, self._at) != len(self._chunk) - self._at:
-                raise Refused("something follows its end")
+    def skip_padding(self, size: int) -> bool:
+        """Pass over `size` bytes; False if there are fewer."""
+        while size > len(self._chunk) - self._at:
+            size -= len(self._chunk) - self._at
             self.position += len(self._chunk) - self._at
             self._at = len(self._chunk)
+            if not self._next_chunk():
+                return False
+        self._at += size
+        self.position += size
+        return True
+
+    def drain(self) -> None:
+        """Read to the end."""
+        self.position += len(self._chunk) - self._at
+        while self._next_chunk():
+            self.position += len(self._chunk)
 
     def digest(self) -> str:
         """sha256 of all chunks so far, in hex."""

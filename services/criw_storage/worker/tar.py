@@ -82,7 +82,8 @@ class Entry:
 def entries(stream: Stream) -> Iterator[Entry]:
     """The members of the archive, each at the time when the stream is at its bytes; those not read are skipped.
 
-    Returns when the stream is at its end. Raises Refused.
+    The archive ends with its first end marks, or with its last member. What follows, such as a second archive, no tar
+    program reads; its bytes are of the stream all the same. Returns when that is at its end. Raises Refused.
     """
     everywhere: dict[bytes, bytes] = {}
     pax: dict[bytes, bytes] = {}
@@ -90,7 +91,7 @@ def entries(stream: Stream) -> Iterator[Entry]:
         if header == _ZEROS:
             if stream.block() not in (_ZEROS, None):
                 raise Refused("its end is marked in the middle")
-            stream.expect_zeros()
+            stream.drain()
             break
         if not _has_checksum(header):
             raise Refused(f"there is no tar header at byte {stream.position - BLOCK}")
@@ -104,18 +105,27 @@ def entries(stream: Stream) -> Iterator[Entry]:
             continue
         entry = Entry(header, {**everywhere, **pax} if everywhere else pax)
         pax = {}
-        end = stream.position + entry.size + -entry.size % BLOCK
+        end = stream.position + entry.size
         yield entry
         stream.skip(end - stream.position)
+        if not stream.skip_padding(-entry.size % BLOCK):
+            break
     if pax:
         raise Refused("it ends after an extended header")
 
 
 def _has_checksum(header: bytes) -> bool:
-    """Whether the sum of all bytes, its own eight counted as blanks, is the one the header states."""
+    """Whether the sum of all bytes, its own eight counted as blanks, is the one the header states.
+
+    Some old programs took bytes for signed numbers.
+    """
     field = header[148:156]
     stated = field.strip(b"\0 ").lstrip(b"0")
-    return stated == b"%o" % (sum(header) - sum(field) + 256)
+    found = sum(header) - sum(field) + 256
+    if stated == b"%o" % found:
+        return True
+    negative = sum(byte >> 7 for byte in header) - sum(byte >> 7 for byte in field)
+    return bool(negative) and stated == b"%o" % (found - 256 * negative)
 
 
 def _extended(stream: Stream, header: bytes) -> bytes:

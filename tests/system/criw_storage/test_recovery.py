@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -107,6 +108,66 @@ async def test_what_no_record_knows_is_removed(storage: Storage) -> None:
     await storage.remove_all()
 
 
+async def test_a_start_does_not_depend_on_what_cannot_be_removed(storage: Storage) -> None:
+    image_id = await storage.add(layer(file("f", "x")))
+    rootfs = await storage.create(image_id)
+    half = await storage.create(image_id)
+    await storage.crew.stop("storage")
+    upper = storage.state / "rootfs" / half.name / "upper"
+    (upper / "holds").mkdir()
+    stuck = storage.state / "unfinished" / "stuck"
+    for target in (upper / "holds", stuck):  # what is mounted in it is nothing to delete
+        target.mkdir(exist_ok=True)
+        kernel.mount("tmpfs", target, fstype="tmpfs")
+    for stray in (storage.state / "layers" / "file", storage.state / "unfinished" / "file", storage.mounts / "file"):
+        stray.touch()
+    (storage.state / "rootfs" / "link").symlink_to("/etc")
+    await storage.crew.start("storage")
+    assert await storage.metric("criw_storage_leftovers") == 1
+    await storage.remove(half)
+    assert await storage.rootfs() == {rootfs.name}
+    assert await storage.metric("criw_storage_leftovers") == 2
+    for mounted in mounts_below(storage.state):
+        kernel.umount2(mounted)
+    await until(lambda: len(storage.directories()) == 3)  # the layer, the writable layer, the mount
+    assert (rootfs / "f").read_text() == "x"
+    await storage.remove_all()
+
+
+async def test_immutable_files_of_a_container_go_with_it(storage: Storage) -> None:
+    image_id = await storage.add(layer(file("f", "x")))
+    for ready in (True, False):
+        rootfs = await storage.create(image_id)
+        (rootfs / "d").mkdir()
+        (rootfs / "d/file").touch()
+        subprocess.run(["chattr", "+i", rootfs / "d/file", rootfs / "d", rootfs], check=True)
+        if ready:
+            await storage.remove(rootfs)
+        else:
+            await storage.crew.stop("storage")
+            (storage.state / "rootfs" / rootfs.name).rename(storage.state / "unfinished/x")
+            await storage.crew.start("storage")
+        assert await storage.rootfs() == set()
+        assert [Path(path).parent.name for path in storage.directories()] == ["layers"]
+    await storage.remove_all()
+
+
+async def test_a_volume_below_the_state_is_no_reason_to_remove_nothing(storage: Storage) -> None:
+    image_id = await storage.add(layer(file("f", "x")))
+    await storage.crew.stop("storage")
+    kernel.mount("tmpfs", storage.state / "rootfs", fstype="tmpfs")
+    try:
+        await storage.crew.start("storage")
+        rootfs = await storage.create(image_id)
+        await storage.remove(rootfs)
+        assert [Path(path).parent.name for path in storage.directories()] == ["layers"]
+        await storage.crew.stop("storage")
+    finally:
+        kernel.umount2(storage.state / "rootfs")
+    await storage.crew.start("storage")
+    await storage.remove_all()
+
+
 async def test_an_image_that_lost_a_layer_is_forgotten(storage: Storage) -> None:
     image_id = await storage.add(layer(file("f", "x")), layer(file("g", "x")))
     await storage.crew.stop("storage")
@@ -144,6 +205,14 @@ async def test_a_start_waits_for_a_worker_of_the_killed_agent(storage: Storage) 
         await until(lambda: re.search(f"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()) is not None)
         assert not starting.done()
     await starting
+
+
+async def test_a_worker_nobody_waits_for_any_more_is_ended(storage: Storage) -> None:
+    unpacking = await unpacking_half_done(storage)
+    unpacking.cancel()
+    await until(lambda: not storage.workers())
+    await storage.remove_image(IMAGE)
+    assert storage.directories() == []
 
 
 async def test_a_client_whose_agent_is_killed_gets_its_layer_from_the_next(storage: Storage) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from criw import kernel
-from criw.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from criw.errors import AlreadyExists, Failed, FailedPrecondition, InvalidArgument, NotFound
 from criw.ids import new_id
 from criw.mountinfo import mounts_below
 from criw_storage import overlay
@@ -102,9 +102,11 @@ async def test_committing_again_and_pulls_that_were_given_up(storage: Storage) -
 async def test_removing_an_image_while_it_is_unpacked(storage: Storage) -> None:
     big = layer(*(file(str(number), b"x" * 2000) for number in range(3000)))
     unpacking = asyncio.create_task(storage.unpack(IMAGE, big))
-    await until(lambda: any((storage.state / "unfinished").iterdir()))
+    await until(lambda: bool(storage.workers()))
     await storage.remove_image(IMAGE)
-    await unpacking
+    assert storage.workers() == []
+    with pytest.raises(Failed, match="given up"):
+        await unpacking
     assert storage.directories() == []
     with pytest.raises(FailedPrecondition):
         await storage.commit(IMAGE, [big])

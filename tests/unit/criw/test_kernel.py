@@ -102,3 +102,15 @@ def set_network(handle: Path) -> None:
         kernel.setns(namespace, kernel.CLONE_NEWNET)
     finally:
         os.close(namespace)
+
+
+def test_a_name_with_a_nul_is_refused_and_not_cut(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(ValueError, match="NUL"):
+            kernel.open_in_root(tmp_path, "file\0.txt")
+        with pytest.raises(ValueError, match="NUL"):
+            kernel.open_beneath(root, b"file\0.txt", os.O_RDONLY)
+    finally:
+        os.close(root)

@@ -1,7 +1,7 @@
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +9,9 @@ import pytest
 from criw.errors import Failed, InvalidArgument
 from criw_storage import chain
 from criw_storage.chain import Patch
-from criw_storage.view import is_opaque, make_opaque
+from criw_storage.view import Steps, is_opaque, make_opaque
 from criw_storage.worker.program import unpack
+from criw_storage.worker.removal import remove_tree
 from criw_storage.worker.stream import Stream
 from criw_storage.worker.tree import Tree
 from support.images import Entry, directory, file, hard_link, opaque, symlink, tar_of, whiteout
@@ -23,26 +24,29 @@ class Chain:
 
     def __init__(self, place: Path) -> None:
         self.stack: list[Path] = []
+        self.steps = Steps(200_000)
         self._place = place
 
-    def add(self, *entries: Entry) -> Patch:
+    def add(self, *entries: Entry, max_inodes: int = 1000) -> Patch:
         """Put a layer on top, and what its patch is."""
         layer = self._new("layer")
         descriptor = os.open(layer, os.O_RDONLY | os.O_DIRECTORY)
-        tree = Tree(descriptor, max_inodes=1000)
+        tree = Tree(descriptor, max_inodes=max_inodes)
         try:
             unpack(Stream(iter([tar_of(entries)]), limit=2**30), tree)
         finally:
             tree.close()
             os.close(descriptor)
-        for path in tree.opaque:
+        made = list(tree.top.all())
+        for path in (path for path, found in made if found.opaque):
             marked = os.open(os.fsencode(layer) + b"/" + path, os.O_RDONLY)
             make_opaque(marked)
             os.close(marked)
-        return self.put(layer, tuple(tree.implied), tuple(tree.whited))
+        implied, whited = ([path for path, at in made if at.implied], [path for path, at in made if at.whited])
+        return self.put(layer, implied, whited)
 
     def put(self, layer: Path, implied: Sequence[bytes], whited: Sequence[bytes] = ()) -> Patch:
-        patch = chain.plan(self.stack, layer, implied, whited)
+        patch = chain.plan(self.stack, layer, implied, whited, self.steps)
         self.stack.append(layer)
         if patch:
             target = self._new("patch")
@@ -61,9 +65,11 @@ class Chain:
 
 
 @pytest.fixture
-def layers(tmp_path: Path) -> Chain:
+def layers(tmp_path: Path) -> Iterator[Chain]:
     """Nothing in `tmp_path` may be changed by them but what begins with `layer-` and `patch-`."""
-    return Chain(tmp_path)
+    yield Chain(tmp_path)
+    for layer in tmp_path.glob("layer-*"):
+        remove_tree(layer)  # pytest cannot, if it is deep
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -269,3 +275,17 @@ def test_a_file_with_as_many_names_as_it_may_have(layers: Chain, monkeypatch: py
     monkeypatch.setattr(os, "link", refuse)  # ext4 allows 65,000
     with pytest.raises(InvalidArgument, match="as many names"):
         layers.add(file("bin/tool", "tool"))
+
+
+def test_the_work_for_an_image_is_bounded_however_it_is_shared_among_layers(layers: Chain) -> None:
+    layers.steps = Steps(10_000)
+    with pytest.raises(InvalidArgument, match="imply too many directories"):
+        for number in range(40):
+            layers.add(*(file(f"{name}/{number}", "") for name in range(40)))
+    assert 5 < len(layers.stack) < 40
+
+
+def test_a_path_that_is_too_long_below_the_agent_s_own_is_refused(layers: Chain) -> None:
+    layers.add(directory("d"))
+    with pytest.raises(InvalidArgument, match="too long a path"):
+        layers.add(file("d/" * 2030 + "f", "x"), max_inodes=3000)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from criw.errors import DataLoss, Failed, Fault, InvalidArgument, ResourceExhausted
+from criw.errors import DataLoss, DeadlineExceeded, Failed, Fault, InvalidArgument, ResourceExhausted
 from criw_storage import unpack
 
 DIFF_ID = "5" * 64
@@ -67,6 +67,14 @@ async def test_everything_else_is_an_error_that_names_the_layer(
 ) -> None:
     with pytest.raises(fault, match=text):
         await judge(monkeypatch, target, script)
+
+
+async def test_a_worker_has_the_time_that_its_blob_s_size_gives_it(
+    monkeypatch: pytest.MonkeyPatch, target: Path
+) -> None:
+    monkeypatch.setattr(unpack, "_LIMIT_S", 0.2)
+    with pytest.raises(DeadlineExceeded, match=f"{DIFF_ID}: it takes longer than"):
+        await judge(monkeypatch, target, "while True: pass")
 
 
 async def test_the_worker_gets_no_secrets(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,37 @@ def test_blocks_and_inodes_are_counted_and_hard_links_once(tmp_path: Path) -> No
     assert (alone.inodes, alone.size_bytes) == (3, sum(path.lstat().st_blocks * 512 for path in counted[:3]))
 
 
-def test_what_is_deeper_than_a_path_can_say_is_left_out(tmp_path: Path) -> None:
+def test_what_is_deeper_than_a_path_can_say_is_counted_too(tmp_path: Path) -> None:
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(30):
         os.mkdir("d" * 200, dir_fd=here)
         below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
+    file = os.open("hidden", os.O_WRONLY | os.O_CREAT, dir_fd=here)
+    os.write(file, bytes(1_000_000))
+    os.fsync(file)
+    os.close(file)
     os.close(here)
-    assert 19 < measure(tmp_path).inodes <= 22
+    measured = measure(tmp_path)
+    assert measured.inodes == 32
+    assert measured.size_bytes > 1_000_000
+
+
+def test_memory_does_not_grow_with_the_length_of_paths_and_the_number_of_links(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join(["n" * 250] * 14)
+    deep.mkdir(parents=True)
+    (deep / "file").touch()
+    for number in range(2000):
+        (deep / str(number)).mkdir()
+        (deep / f"link{number}").hardlink_to(deep / "file")
+    tracemalloc.start()
+    try:
+        assert measure(tmp_path).inodes == 1 + 14 + 2000 + 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2000 * 200, "more than a name each"
 
 
 def test_a_tree_that_is_not_there_is_an_error(tmp_path: Path) -> None:

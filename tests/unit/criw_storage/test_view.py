@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criw import kernel
-from criw_storage.view import View
+from criw_storage.view import Steps, View
 
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(st.sampled_from(["a", "b", "c", "..", "."]), min_size=1, max_size=4).map("/".join)
@@ -32,7 +32,7 @@ def test_links_are_followed_as_the_kernel_does_in_that_root(
                 path.mkdir()
             else:
                 path.symlink_to(target)
-        found = View(root, [], ()).follow(asked)
+        found = View(root, [], (), Steps()).follow(asked)
         real = None
         if (root / asked).is_symlink():
             with kernel.suppress_errno(errno.ENOENT, errno.ELOOP):

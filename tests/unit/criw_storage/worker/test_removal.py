@@ -1,5 +1,6 @@
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,23 @@ def test_a_tree_deeper_than_paths_and_stacks_is_removed(tmp_path: Path) -> None:
     os.close(here)
     remove_tree(root)
     assert not root.exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("flag", ["+i", "+a"])
+def test_what_is_immutable_or_append_only_is_removed_too(tmp_path: Path, flag: str) -> None:
+    root = tmp_path / "root"
+    for directory in (root / "marked/below", root / "holds"):
+        directory.mkdir(parents=True)
+        (directory / "file").write_text("x")
+    (root / "holds/link").symlink_to("file")
+    marked = [root / "holds/file", root / "holds", root / "marked/below/file", root / "marked", root]
+    subprocess.run(["chattr", flag, *marked], check=True)
+    try:
+        remove_tree(root)
+        assert not root.exists()
+    finally:
+        subprocess.run(["chattr", "-i", "-a", *(path for path in marked if path.exists())], check=root.exists())
 
 
 @pytest.mark.root

@@ -1,13 +1,15 @@
 import contextlib
 import errno
 import os
+import resource
 import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,7 @@ from support.images import Entry, directory, file, hard_link, opaque, symlink, t
 pytestmark = pytest.mark.root  # everything is given its owner
 
 SECRET = "not of this layer\n"
+CASES = Path(__file__).with_name("cases")
 
 
 @pytest.fixture(autouse=True)
@@ -32,26 +35,46 @@ def as_in_the_worker() -> Iterator[None]:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     """The directory of a layer; beside it is one that no layer may reach."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/secret").write_text(SECRET)
     (tmp_path / "root").mkdir()
-    return tmp_path / "root"
+    yield tmp_path / "root"
+    remove_tree(tmp_path / "root")  # pytest cannot, if it is deep
 
 
-def apply(root: Path, *entries: Entry, max_inodes: int = 1000) -> Tree:
+class Made(NamedTuple):
+    """What is reported of a layer: paths by what is said of them, and names of attributes."""
+
+    implied: set[bytes]
+    opaque: set[bytes]
+    whited: set[bytes]
+    ignored: set[bytes]
+
+
+def apply(root: Path, *entries: Entry, max_inodes: int = 1000) -> Made:
+    return apply_tar(root, tar_of(entries), max_inodes=max_inodes)
+
+
+def apply_tar(root: Path, archive: bytes, *, max_inodes: int = 1000) -> Made:
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     tree = Tree(descriptor, max_inodes=max_inodes)
     try:
-        unpack(Stream(iter([tar_of(entries)]), limit=2**30), tree)
+        unpack(Stream(iter([archive]), limit=2**30), tree)
     finally:
         tree.close()
         os.close(descriptor)
     assert not list(root.parent.glob("[!ro]*")), "something was made beside the root"
     assert (root.parent / "outside/secret").read_text() == SECRET
     assert names(root.parent / "outside") == ["secret"]
-    return tree
+    made = list(tree.top.all())
+    return Made(
+        {path for path, found in made if found.implied},
+        {path for path, found in made if found.opaque},
+        {path for path, found in made if found.whited},
+        tree.ignored,
+    )
 
 
 def names(path: Path) -> list[str]:
@@ -85,7 +108,7 @@ def test_files_directories_and_links(root: Path) -> None:
     assert stat.S_IMODE((root / "usr").stat().st_mode) == 0o2755
     assert {path.lstat().st_mtime for path in root.rglob("*")} == {0}  # directories, too
     assert root.stat().st_mtime == 0
-    assert (tree.implied, tree.opaque, tree.whited, tree.ignored) == (set(), set(), set(), set())
+    assert tree == Made(set(), set(), set(), set())
 
 
 def test_a_name_that_is_not_listed_is_reported(root: Path) -> None:
@@ -223,6 +246,54 @@ def test_whiteouts_of_nothing_are_refused(root: Path, name: str) -> None:
         apply(root, Entry(name))
 
 
+def test_what_aufs_keeps_for_itself_is_no_content(root: Path) -> None:
+    made = apply_tar(root, (CASES / "aufs-plnk.tar").read_bytes())
+    assert contents(root) == {"seen"}
+    assert made == Made({b""}, set(), set(), set())
+    apply(
+        root,
+        file("d/.wh..wh.orph/f", "x"),
+        directory("d/.wh..wh.aufs"),
+        symlink(".wh..wh.plnk", "/etc"),
+        file(".wh..wh.plnk/d/f", "x"),
+        file(".wh..wh.plnk/.wh..wh.f", "x"),
+        opaque(".wh..wh.plnk"),
+    )
+    assert contents(root) == {"seen"}
+
+
+def test_a_hard_link_to_a_file_that_aufs_keeps_is_that_file(root: Path) -> None:
+    made = apply(root, directory("."), file(".wh..wh.plnk/1.2", "both"), hard_link("a", "/.wh..wh.plnk/1.2"),
+                 directory("d"), hard_link("d/b", ".wh..wh.plnk/1.2"))  # fmt: skip
+    assert contents(root) == {"a", "d", "d/b"}
+    assert (root / "a").read_text() == "both"
+    assert (root / "a").samefile(root / "d/b")
+    assert (root / "a").stat().st_nlink == 2
+    assert made.implied == set()
+
+
+@pytest.mark.parametrize(
+    ("case", "made"),
+    [
+        ("no-padding", {"end": "x"}),
+        ("trailing-bytes", {"end": "x"}),
+        ("two-archives", {"first": "x"}),
+        ("signed-checksum", {"caf\udce9": "1"}),
+        ("dotdot-name", {"a": None, "bb": "x"}),
+        ("dotdot-link", {"a": None, "t": "x", "u": "x"}),
+    ],
+)
+def test_archives_as_other_programs_write_them(root: Path, case: str, made: dict[str, str | None]) -> None:
+    apply_tar(root, (CASES / f"{case}.tar").read_bytes())
+    assert {path.name: path.read_text() if path.is_file() else None for path in root.iterdir()} == made
+
+
+def test_dots_in_names_are_taken_as_they_are_written(root: Path) -> None:
+    apply(root, symlink("link", "far/away"), file("link/../beside", "x"), directory("a/b/../.."), file("d/./e/..", "x"))
+    assert contents(root) == {"link", "beside", "d"}
+    assert (root / "d").read_text() == "x"
+
+
 # What entries must not reach
 
 
@@ -235,6 +306,7 @@ def test_whiteouts_of_nothing_are_refused(root: Path, name: str) -> None:
         directory("../outside", 0o777),
         symlink("d/../../outside/link", "x"),
         hard_link("stolen", "../outside/secret"),
+        hard_link("stolen", "d/../../outside/secret"),
         hard_link("../outside/stolen", "f"),
         whiteout("../outside/secret"),
         opaque("../outside"),
@@ -332,6 +404,75 @@ def test_more_directories_than_may_be_open(root: Path) -> None:
         *(file(f"{number}/b", "x") for number in range(200)),
     )
     assert len(contents(root)) == 600
+
+
+def work(root: Path, archive: bytes) -> int:
+    """Functions called for an archive, the interpreter's own among them; what it made is gone again."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        apply_tar(root, archive, max_inodes=10**6)
+    finally:
+        sys.setprofile(None)
+    remove_tree(root)
+    root.mkdir()
+    return calls
+
+
+def replaced(count: int) -> bytes:
+    """Directories that are all known when each of them is replaced."""
+    made = (directory(f"d{number}") for number in range(count))
+    again = (file(f"d{number}", "") for number in range(count))
+    return tar_of([*made, *again])
+
+
+def deep(count: int) -> bytes:
+    return tar_of([*(directory("/".join("d" * depth)) for depth in range(1, count)), file("d/" * count + "f", "x")])
+
+
+def scattered(count: int) -> bytes:
+    """More directories than may be open at once, each of them needed again and again."""
+    return tar_of([file(f"{number % 500}/f{number}", "") for number in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("archive", "count", "growth"),
+    [(replaced, 100, 4), (scattered, 600, 4), (deep, 100, 16)],  # the last: all its names together
+    ids=["replaced", "scattered", "deep"],
+)
+def test_work_grows_as_the_archive_does(root: Path, archive: Callable[[int], bytes], count: int, growth: int) -> None:
+    small, large = archive(count), archive(4 * count)
+    assert work(root, large) < 1.5 * growth * work(root, small)
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """As many open files as the worker may have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("few_files")
+def test_what_no_program_could_name_is_refused(root: Path) -> None:
+    apply(root, file("d/" * 2047 + "f", "x"), max_inodes=3000)
+    remove_tree(root / "d")
+    with pytest.raises(Refused, match="cannot be made: File name too long"):
+        apply(root, file("d/" * 2049 + "f", "x"), max_inodes=3000)
+
+
+def test_links_that_lead_through_endless_directories_are_refused(root: Path) -> None:
+    entries: list[Entry] = [file("d/" * 1000 + "f", "x"), symlink("a", "d/" * 800 + "../" * 800)]
+    entries += [symlink(f"b{number}", "a/" * 39) for number in range(100)]
+    entries += [file(f"b{number}/f", "x") for number in range(100)]
+    with pytest.raises(Refused, match="through too many directories"):
+        apply(root, *entries, max_inodes=3000)
 
 
 NAMES = st.sampled_from(
