@@ -33,9 +33,9 @@ class Slots:
             if turn.done() and not turn.cancelled():
                 self._running[image_id] -= 1
                 self._running = +self._running
-            else:
-                self._waiting[image_id].remove(turn)
-                if not self._waiting[image_id]:
+            elif turn in (turns := self._waiting.get(image_id, deque())):
+                turns.remove(turn)
+                if not turns:
                     del self._waiting[image_id]
             self._grant()
 
@@ -46,7 +46,9 @@ class Slots:
             if self._running.total() >= limit:
                 return
             turns = self._waiting.pop(image_id)
-            self._running[image_id] += 1
-            turns.popleft().set_result(None)
+            turn = turns.popleft()
+            if not turn.done():  # else it was given up, and is about to say so
+                self._running[image_id] += 1
+                turn.set_result(None)
             if turns:
                 self._waiting[image_id] = turns  # behind the others

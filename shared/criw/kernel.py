@@ -215,11 +215,11 @@ def suppress_errno(*numbers: int) -> Iterator[None]:
             raise
 
 
-async def in_fresh_thread(work: Callable[[], T]) -> T:
+async def in_fresh_thread(work: Callable[[], T], *, may_hang: bool = False) -> T:
     """Run `work` in a thread of its own that ends with it, so that it may change its namespaces or directory.
 
     Cancelling the caller drops the result, but not before the thread has ended: whoever undoes what it does comes after
-    it.
+    it. Not so where it `may_hang`, on a file server say: it is left behind then, and does not keep the process.
     """
     outcome: Future[T] = Future()
 
@@ -231,6 +231,8 @@ async def in_fresh_thread(work: Callable[[], T]) -> T:
 
     threading.Thread(target=body, name="fresh", daemon=True).start()
     ending = asyncio.wrap_future(outcome)
+    if may_hang:
+        return await asyncio.shield(ending)
     cancelled: asyncio.CancelledError | None = None
     while not ending.done():
         try:

@@ -84,6 +84,8 @@ class Identity:
         if directory.exists():
             return
         fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            fresh.rmdir()  # of one that was killed here
         fresh.mkdir(mode=mode)
         os.chown(fresh, self.uid, self.gid)
         try:

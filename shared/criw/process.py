@@ -21,6 +21,7 @@ _MESSAGE_LIMIT: Final = 2000
 _CHUNK: Final = 65536
 _OUTPUT_LIMIT: Final = 1024 * 1024
 _KILL_LIMIT_S: Final = 10.0
+_OWN_OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _start(
     pass_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
             bufsize=0,
             stdin=stdin,
@@ -109,6 +110,15 @@ def _start(
         raise FailedPrecondition(f"cannot run {argv[0]}: there is no such program; install it") from err
     except (PermissionError, NotADirectoryError) as err:
         raise FailedPrecondition(f"cannot run {argv[0]}: {err.strerror}; is it the right path?") from err
+    _let_be_killed(process.pid)
+    return process
+
+
+def _let_be_killed(pid: int) -> None:
+    """What an agent starts is not spared when memory runs out, as the agent is: some runtimes pass that on."""
+    if int(_OWN_OOM_SCORE.read_text()) < 0:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            Path(f"/proc/{pid}/oom_score_adj").write_text("0")
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:

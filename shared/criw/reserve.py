@@ -9,7 +9,7 @@ _STEP: Final = 16 * 1024
 
 
 class Reserve:
-    """A file of real blocks that gives them back piece by piece: whatever fills the disk gets no more than one of them.
+    """A file of real blocks that gives them back piece by piece: whatever fills the disk does not get all at once.
 
     The methods block.
     """
@@ -18,8 +18,11 @@ class Reserve:
         self._path = path
 
     def keep(self) -> None:
-        """Make it whole, if there is room for that now."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Make it whole, if that can be now; it is no reason for anything else to fail."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
         try:
             held = os.fstat(fd).st_size
             if held < _SIZE:

@@ -141,9 +141,9 @@ class Addresses:
     def in_force(self) -> tuple[Network, ...]:
         """These and the earlier ones pods still have addresses of: each needs its gateway, and is masqueraded.
 
-        One that begins where a wider one begins has the same gateway, and needs nothing of its own.
+        One that begins where a wider one begins has the same gateway, and needs nothing of its own. Threads ask, too.
         """
-        earlier = (address.network for given in self._held.values() for address in given)
+        earlier = (address.network for given in list(self._held.values()) for address in given)
         present = tuple(dict.fromkeys([*self.networks, *earlier]))
         widest: dict[tuple[int, Address], int] = {}
         for network in present:
@@ -154,7 +154,7 @@ class Addresses:
     def check(self) -> None:
         """Raises FailedPrecondition if a pod has the address that a gateway needs."""
         gateways = {gateway(network).ip: network for network in self.in_force}
-        for pod_id, given in self._held.items():
+        for pod_id, given in list(self._held.items()):
             for address in given:
                 if (network := gateways.get(address.ip)) is not None:
                     raise FailedPrecondition(

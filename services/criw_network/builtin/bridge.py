@@ -97,7 +97,7 @@ class Bridge:
         self._allow_forwarding({network.version for network in networks})
 
     def _allow_forwarding(self, versions: set[int]) -> None:
-        if (_SYSCTL / "ipv6").exists():
+        if (_SYSCTL / f"ipv6/conf/{self.name}").exists():  # not where IPv6 is off, or the MTU below its least
             _set(f"ipv6/conf/{self.name}/accept_ra", "0")  # no pod may pose as the host's router
         if 4 in versions:
             _set("ipv4/ip_forward", "1")

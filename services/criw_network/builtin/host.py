@@ -25,6 +25,7 @@ from criw_network.provider import Condition
 
 log = logging.getLogger(__name__)
 
+_BRAKE_S: Final = 0.5  # between two times, should somebody undo it at once
 _LOOK_EVERY_S: Final = 5.0  # for what the kernel does not announce
 _READY: Final = Condition(ready=True)
 
@@ -173,22 +174,23 @@ class Host:
                         async with asyncio.timeout(_LOOK_EVERY_S):
                             await self._changed.wait()
                     self._changed.clear()
-                    await self._restore()
+                    if await self._restore():
+                        await asyncio.sleep(_BRAKE_S)
             finally:
                 loop.remove_reader(events)
 
-    async def _restore(self) -> None:
-        """Make bridge and table again, if pods need them and they are not as they were made."""
+    async def _restore(self) -> bool:
+        """Make bridge and table again, if pods need them and they are not as they were made; whether they were not."""
         if not self._addresses.held() or not self._cannot.ready:
             self._broken = _READY
-            return
+            return False
         async with self._lock:
             try:
                 if not await in_fresh_thread(self._guarded):
                     await in_fresh_thread(lambda: self._bridge.lead_loopback(allowed=False))
                 elif self._ensured and await in_fresh_thread(lambda: self._bridge.as_made(self._addresses.in_force)):
                     self._broken = _READY
-                    return
+                    return False
                 await in_fresh_thread(self._make)
             except (Fault, OSError) as err:
                 self._broken = Condition(
@@ -201,6 +203,7 @@ class Host:
                 self._broken = _READY
                 self._restored.inc()
                 log.warning("made bridge and rules again: ranges or somebody else changed them")
+        return True
 
     async def clear(self) -> None:
         """Take bridge and table away."""

@@ -28,7 +28,12 @@ def claimed(cgroups: Cgroups, parent: str, *, owner: Path) -> Iterator[None]:
     """
     directories = cgroups.directories(parent)
     tops = {*cgroups.tops(parent, ours=frozenset), *map(os.fspath, directories)}
-    cgroups.create(parent)
+    try:
+        cgroups.create(parent)
+    except OSError as err:  # read-only: no pod can be made either, which Status tells with the handlers' reasons
+        log.warning("cannot claim the cgroup of pods", extra={"cgroup": parent, "error": str(err)})
+        yield
+        return
     mark = os.fsencode(owner)
     with contextlib.ExitStack() as undo:
         for directory in directories:

@@ -17,7 +17,7 @@ from typing import Final
 from criw.kernel import suppress_errno
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)  # gone, going, or of threads only (cgroups(7))
-_AT_ONCE: Final = 256  # pidfds that are held at the same time
+_AT_ONCE: Final = 64  # pidfds that are held at the same time
 _FREEZE_LIMIT_S: Final = 0.1  # one in the kernel, in I/O for example, freezes later
 _FREEZE_PAUSE_S: Final = 0.001
 

@@ -52,7 +52,7 @@ async def _complete_log(record: ContainerRecord) -> None:
         return
     try:
         async with asyncio.timeout(_LOG_LIMIT_S):
-            await in_fresh_thread(partial(complete, Path(record.log_path)))  # the path may hang: it is the request's
+            await in_fresh_thread(partial(complete, Path(record.log_path)), may_hang=True)
     except OSError as err:  # TimeoutError, too: the log is as its writer left it
         log.warning("cannot complete the log of a container", extra={"container": record.id, "error": str(err)})
 

@@ -36,7 +36,7 @@ class Lookups:
         """
         try:
             async with asyncio.timeout(self._limit_s):
-                return await self._operations.run(f"{what} {path}", lambda: in_fresh_thread(work))
+                return await self._operations.run(f"{what} {path}", lambda: in_fresh_thread(work, may_hang=True))
         except TimeoutError as err:
             raise DeadlineExceeded(
                 f"cannot look at {path}: no answer after {self._limit_s:g} s; is it on a file server that is away?"

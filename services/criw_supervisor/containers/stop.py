@@ -31,6 +31,8 @@ async def stop(container: Container, stopping: Stopping, *, ledger: Ledger, hand
     Raises Unavailable if the container is still alive some seconds after SIGKILL.
     """
     try:
+        if container.exited.is_set():  # not to wait for the runtime, which still tidies up under the lock
+            return
         async with ledger.container_locks.hold(container.id):  # a start in progress comes first
             record = container.record
         if container.running and stopping.deadline > asyncio.get_running_loop().time():

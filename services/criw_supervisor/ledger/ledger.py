@@ -184,12 +184,19 @@ class Ledger:
             self._tell()
 
     async def write_rest(self) -> None:
-        """Write what could not be written yet. Raises the fault of what still cannot."""
+        """Write what could not be written yet. Raises the fault of what still cannot, having tried the rest."""
+        failed: Fault | None = None
         for key in list(self.unwritten):
             async with self._writing.hold(key):
                 if (write := self.unwritten.get(key)) is not None:
-                    await write()
-                    del self.unwritten[key]
+                    try:
+                        await write()
+                    except (ResourceExhausted, Unavailable) as err:
+                        failed = err
+                    else:
+                        del self.unwritten[key]
+        if failed is not None:
+            raise failed
 
     # --- what is found
 

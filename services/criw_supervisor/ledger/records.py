@@ -24,7 +24,7 @@ class PodRecord(_Bytes):
     runtime: str  # the handler that serves it
     state: PodState
     created_at_ns: int
-    hostname: str = ""  # records of before have none
+    hostname: str
     netns: str  # "" on the host's network
     ips: tuple[str, ...]
     cgroup: str  # the pod's cgroup, from the root of each hierarchy

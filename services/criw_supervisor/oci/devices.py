@@ -95,7 +95,8 @@ def _devices(host: Path, below: str) -> Iterator[tuple[str, os.stat_result]]:
     if stat.S_ISDIR(info.st_mode):
         for entry in sorted(host.iterdir()):
             if not entry.is_symlink():
-                yield from _devices(entry, f"{below}/{entry.name}")
+                with contextlib.suppress(FileNotFoundError):  # unplugged meanwhile
+                    yield from _devices(entry, f"{below}/{entry.name}")
     elif stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
         yield below, info
 

@@ -121,7 +121,7 @@ def _refuse_unenforced(parts: Parts, host: Host) -> None:
     if host.selinux and parts.confined.selinux:
         raise FailedPrecondition(
             f"cannot run container {parts.name} with SELinux labels: they are not supported yet; leave out "
-            "selinux_options and selinux_relabel"
+            "selinux_options"
         )
 
 

@@ -53,6 +53,8 @@ def _parents_first(mounts: Sequence[JsonObject]) -> list[JsonObject]:
 
 def _placed(mount: JsonObject, tree: Tree) -> JsonObject:
     destination = tree.resolve(str(mount["destination"]))
+    if destination == "/":
+        raise InvalidArgument(f"cannot mount on {mount['destination']}: in the image it leads to the root directory")
     tree.mount(destination, Path(str(mount["source"])) if mount["type"] == "bind" else None)
     return {**mount, "destination": destination}
 
@@ -129,7 +131,7 @@ def look(host_path: str, *, propagation: bool) -> Source:
         try:
             path = os.path.realpath(host_path, strict=True)
         except FileNotFoundError:
-            Path(host_path).mkdir(mode=0o755, parents=True)
+            Path(host_path).mkdir(mode=0o755, parents=True, exist_ok=True)
             log.info("made a directory to be mounted", extra={"path": host_path})
             path = os.path.realpath(host_path, strict=True)
         if not propagation:

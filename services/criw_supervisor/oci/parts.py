@@ -147,8 +147,8 @@ def _confined(config: ContainerConfig, security: LinuxContainerSecurityContext) 
     labels = security.selinux_options
     return Confined(
         apparmor=asked and not security.privileged,
-        selinux=(labels is not None and any((labels.user, labels.role, labels.type, labels.level)))
-        or any(mount.selinux_relabel for mount in config.mounts),
+        # Not that mounts are to be relabelled: the kubelet asks that of every volume on such a host.
+        selinux=labels is not None and any((labels.user, labels.role, labels.type, labels.level)),
     )
 
 

@@ -63,9 +63,9 @@ class Recovery:
         if await handler.end_of(task) is not None:
             await self._containers.handle_end(container)
             return
+        handler.watch(task)  # first: what follows may fail, and be tried again much later
         if record.state is ContainerState.CREATED and await handler.recover(task):
             await self._containers.note_started(container)  # started, but the answer was never given
         if container.running:
             bundle = Bundle(self._ledger.places.bundle(container.id))
             await asyncio.to_thread(end_commands, bundle, record.cgroup, self._cgroups)
-        handler.watch(task)

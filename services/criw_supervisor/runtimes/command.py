@@ -1,6 +1,7 @@
 """Further commands in a container, run by an OCI runtime that then leaves them to us (we are a subreaper)."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -31,6 +32,11 @@ class OciExec:
         self._members = members
         self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
         self._ending.add_done_callback(lambda ending: None if ending.cancelled() else _remove(files))
+
+    def be_scored(self, score: object) -> None:
+        """Give it the oom_score_adj of its container as that is now: runtimes know the one from its start, or none."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            Path(f"/proc/{self._pid}/oom_score_adj").write_text(str(score or 0))
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ending)
@@ -74,7 +80,9 @@ async def start_command(
             raise
         if done.code:
             raise NotRun(f"exit code {done.code}")
-        return OciExec(int(pid_file.read_text()), files, members)
+        command = OciExec(int(pid_file.read_text()), files, members)
+        command.be_scored(process.get("oomScoreAdj"))
+        return command
     except BaseException as err:
         _remove(files)
         if isinstance(err, TimeoutError):
@@ -98,7 +106,7 @@ async def _end_started(
     process_file, pid_file = files
     await asyncio.to_thread(processes.kill_starter, os.fspath(process_file))
     await starting
-    if pid_file.exists():
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):  # not started, or over already
         await OciExec(int(pid_file.read_text()), files, members).kill()
 
 

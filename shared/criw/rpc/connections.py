@@ -30,6 +30,7 @@ class ClientProtocol(H2Protocol):
         # grace of a stop, and its question whether the node is ready waits behind them.
         settings: dict[SettingCodes | int, int] = {SettingCodes.MAX_CONCURRENT_STREAMS: CALLS_AT_ONCE}
         self.connection._connection.update_settings(settings)  # noqa: SLF001 — grpclib has no option for it
+        self.connection._connection.local_settings.acknowledge()  # noqa: SLF001 — a client may have begun many already
         self.connection.flush()
         self.connections.add(self)
         self.peer = Peer.of(transport.get_extra_info("socket"))

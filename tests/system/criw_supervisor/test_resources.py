@@ -76,6 +76,18 @@ async def test_an_update_changes_what_it_names_in_the_cgroup_and_in_the_status(c
     assert await reported(client, container_id) == found
 
 
+async def test_an_updated_oom_score_is_that_of_all_that_runs_and_of_later_commands(
+    client: Client, busybox: str
+) -> None:
+    container_id = await client.run(await client.run_pod(), busybox)
+    pid = (await info(client, container_id))["pid"]
+    await update(client, container_id, oom_score_adj=321)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "321\n"
+    until = "until read score < /proc/self/oom_score_adj && [ $score = 321 ]; do :; done"
+    assert (await client.exec(container_id, "sh", "-c", until, timeout_s=20)).exit_code == 0
+    assert (await reported(client, container_id)).oom_score_adj == 321
+
+
 async def test_an_update_the_kernel_refuses_is_told_and_not_reported(client: Client, busybox: str) -> None:
     pod_id = await client.run_pod()
     container_id = await client.create(pod_id, busybox, resources=cri.LinuxContainerResources(cpu_shares=512))

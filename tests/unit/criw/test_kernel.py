@@ -114,3 +114,11 @@ def test_a_name_with_a_nul_is_refused_and_not_cut(tmp_path: Path) -> None:
             kernel.open_beneath(root, b"file\0.txt", os.O_RDONLY)
     finally:
         os.close(root)
+
+
+async def test_a_thread_that_hangs_keeps_nobody_who_may_leave_it() -> None:
+    go_on = threading.Event()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await kernel.in_fresh_thread(go_on.wait, may_hang=True)
+    go_on.set()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from criw import process
 from criw.errors import DeadlineExceeded, FailedPrecondition
 from criw.process import run
 
@@ -124,3 +125,18 @@ async def test_a_long_complaint_is_cut_to_its_end() -> None:
     done = await run(["sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; echo the cause"])
     assert len(done.message) == 2000
     assert done.message.endswith("the cause")
+
+
+async def test_what_is_started_is_not_spared_when_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    score = Path("/proc/self/oom_score_adj")
+    (tmp_path / "spared").write_text("-999\n")  # which a process without CAP_SYS_RESOURCE cannot be
+    monkeypatch.setattr(process, "_OWN_OOM_SCORE", tmp_path / "spared")
+    before = score.read_text()
+    score.write_text("321")
+    try:
+        done = await run(["sh", "-c", "read go; cat /proc/self/oom_score_adj"], stdin=b"\n")
+    finally:
+        score.write_text(before)
+    assert done.stdout == b"0\n"

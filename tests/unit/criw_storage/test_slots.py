@@ -85,3 +85,15 @@ async def test_who_is_cancelled_gives_his_place_or_his_turn_back(crowd: Crowd, v
     else:
         # `_run` was cancelled while it ran, so its name stays in the list.
         assert crowd.running == ["a1", "a2"]
+
+
+async def test_a_turn_that_is_given_up_as_a_slot_gets_free_is_the_next_ones(crowd: Crowd) -> None:
+    await crowd.add("a1", "b1", "c1", "d1", "e1", "f1")
+    crowd._ends["a1"].set()
+    crowd._tasks["e1"].cancel()  # before a's slot is granted to it
+    await crowd._tasks["a1"]
+    await crowd.cancel("e1")
+    assert crowd.running == ["b1", "c1", "d1", "f1"]
+    await crowd.add("g1")
+    await crowd.end("b1")
+    assert crowd.running == ["c1", "d1", "f1", "g1"]

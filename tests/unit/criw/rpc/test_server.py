@@ -1,4 +1,6 @@
 import asyncio
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from criw.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
 from criw.metrics import Metrics
 from criw.rpc.client import Channel, call, never_begun
+from criw.rpc.peers import Callers
+from criw.rpc.server import Server
 from criw_proto.criw.network.v1 import (
     AttachRequest,
     DetachRequest,
@@ -156,3 +160,19 @@ async def test_a_client_that_does_not_hang_up_is_hung_up_on(path: Path, monkeypa
         await asyncio.wait_for(reader.read(), 5)
         writer.close()
         await writer.wait_closed()
+
+
+async def test_more_calls_than_usual_may_come_before_the_server_has_said_a_word(path: Path, channel: Channel) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:  # as systemd holds it while the process starts
+        listener.bind(os.fspath(path))
+        listener.listen()
+        listener.setblocking(False)
+        calls = [asyncio.create_task(NetworkStub(channel).attach(POD, timeout=20)) for _ in range(300)]
+        await asyncio.wait(calls, timeout=0.2)
+        server = Server([Scripted(nothing)], Metrics("test"), Callers())
+        await server.start(sock=listener)
+        try:
+            assert {reply.netns_path for reply in await asyncio.gather(*calls)} == {"/netns/p"}
+        finally:
+            await server.drain(0.1)
+            path.unlink()
