@@ -93,7 +93,7 @@ class Bridge:
             for link in links.links(netlink):
                 if link.master == 0 and link.name.startswith(self._prefix):
                     # Somebody deleted the bridge under its pods.
-                    netlink.run(links.set_master(link.index, index), links.allow_hairpin(link.name))
+                    netlink.run(links.set_master(link.index, index), links.set_port(link.name, link.alias))
         self._allow_forwarding({network.version for network in networks})
 
     def _allow_forwarding(self, versions: set[int]) -> None:
@@ -143,8 +143,7 @@ class Bridge:
                     peer_mac=mac(addresses[0].ip),
                     peer_netns=file.fileno(),
                 ),
-                links.set_alias(port, pod_id),
-                links.allow_hairpin(port),
+                links.set_port(port, pod_id),
             )
             kernel.setns(file.fileno(), kernel.CLONE_NEWNET)
         # Before the link is up.

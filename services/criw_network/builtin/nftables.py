@@ -9,6 +9,7 @@ ten thousand foreign sets and chains it holds 4 MB of them.
 
 import ctypes
 import errno
+import functools
 import logging
 import socket
 import threading
@@ -98,20 +99,23 @@ def table_handle(name: str) -> int | None:
     """
     with Netlink(NETLINK_NETFILTER) as netlink:
         try:
-            (found,) = netlink.ask(
-                Message(
-                    NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE,
-                    nft_table_msg,
-                    {"nfgen_family": _NFPROTO_INET},
-                    [("NFTA_TABLE_NAME", name)],
-                    what=f"look for table {name}",
-                )
-            )
+            (found,) = netlink.ask(_look_for(name))
         except OSError as err:
             if err.errno == errno.ENOENT:
                 return None
             raise
     return int(found.get_attr("NFTA_TABLE_HANDLE"))
+
+
+@functools.lru_cache(1)  # every pod asks the same
+def _look_for(name: str) -> Message:
+    return Message(
+        NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE,
+        nft_table_msg,
+        {"nfgen_family": _NFPROTO_INET},
+        [("NFTA_TABLE_NAME", name)],
+        what=f"look for table {name}",
+    )
 
 
 def rule_handles(name: str) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -37,6 +38,9 @@ Interface: TypeAlias = IPv4Interface | IPv6Interface
 
 _LINK_64: Final = 1  # IFLA_STATS_FILTER_BIT(IFLA_STATS_LINK_64): linux/if_link.h
 _RT_TABLE_MAIN: Final = 254  # linux/rtnetlink.h
+
+# Of messages that are the same for pod after pod: sent again, one is not compiled again.
+_MANY: Final = 64
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def _mac(raw: bytes) -> str:
     return raw.hex(":")
 
 
+@functools.lru_cache(_MANY)
 def set_up(index: int) -> Message:
     return Message(RTM_NEWLINK, ifinfmsg, _fields(index, up=True), what=f"set link {index} up")
 
@@ -124,16 +129,17 @@ def set_alias(name: str, alias: str) -> Message:
     )
 
 
-def allow_hairpin(name: str) -> Message:
-    """Let a bridge send through this port what came by it: a pod that reaches itself through a host port.
+def set_port(name: str, alias: str) -> Message:
+    """Name a port of a bridge, and let the bridge send through it what came by it.
 
-    Without br_netfilter such a packet is routed and would pass anyway; with it, the bridge itself turns it round.
+    The latter is for a pod that reaches itself through a host port. Without br_netfilter such a packet is routed and
+    would pass anyway; with it, the bridge itself turns it round.
     """
     info = _nested(("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", _nested(("IFLA_BRPORT_MODE", 1))))
     return Message(
         RTM_NEWLINK,
         ifinfmsg,
-        attributes=[("IFLA_IFNAME", name), ("IFLA_LINKINFO", info)],
+        attributes=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info)],
         what=f"set up bridge port {name}",
     )
 
@@ -164,6 +170,7 @@ def delete_address(index: int, address: Interface) -> Message:
     return _address(RTM_DELADDR, index, address, 0, "delete")
 
 
+@functools.lru_cache(_MANY)
 def default_route(index: int, gateway: Address) -> Message:
     return Message(
         RTM_NEWROUTE,

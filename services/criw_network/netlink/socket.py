@@ -7,8 +7,10 @@ returns.
 
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Final, Self
 
@@ -27,6 +29,10 @@ from pyroute2.netlink import (
 
 RECEIVE_BYTES: Final = 1 << 16
 
+# Of nlmsghdr (linux/netlink.h): flags and sequence number, behind length and type.
+_CHANGING: Final = struct.Struct("=HI")
+_CHANGING_AT: Final = 6
+
 
 @dataclass(frozen=True)
 class Message:
@@ -42,17 +48,20 @@ class Message:
     flags: int = 0  # besides REQUEST and ACK
     what: str = ""  # what it does to what, for the error of a refusal
 
-    def encode(self, *, flags: int, sequence: int) -> bytes:
+    @cached_property
+    def _encoded(self) -> bytes:
+        """But for what differs each time it is sent: compiling it takes pyroute2 up to 0.3 ms."""
         message = self.form()
         message.update(self.fields)
         message["attrs"] = list(self.attributes)
-        message["header"] = {
-            "type": self.kind,
-            "flags": self.flags | NLM_F_REQUEST | flags,
-            "sequence_number": sequence,
-        }
+        message["header"] = {"type": self.kind}
         message.encode()
         return bytes(message.data)
+
+    def encode(self, *, flags: int, sequence: int) -> bytes:
+        raw = bytearray(self._encoded)
+        _CHANGING.pack_into(raw, _CHANGING_AT, self.flags | NLM_F_REQUEST | flags, sequence)
+        return bytes(raw)
 
 
 class Netlink:
@@ -76,15 +85,18 @@ class Netlink:
         """Send all at once; the kernel does them in order. Raises the OSError of the first that was refused."""
         if not messages:
             return
-        first = self._send(messages, NLM_F_ACK)
-        waiting = set(range(first, self._sequence))
+        # The kernel tells of every refusal unasked; of what it did, the last one's acknowledgement tells enough.
+        *others, last = messages
+        first = self._sequence
+        self._send(*((other, 0) for other in others), (last, NLM_F_ACK))
         refused: OSError | None = None
-        while waiting:
+        ended = False
+        while not ended:
             for head in self._receive():
-                sequence = head["header"]["sequence_number"]
-                if head["header"]["type"] == NLMSG_ERROR and sequence in waiting:
-                    waiting.discard(sequence)
-                    refused = refused or _refusal(head, messages[sequence - first].what)
+                at = head["header"]["sequence_number"] - first
+                if head["header"]["type"] == NLMSG_ERROR and 0 <= at < len(messages):
+                    refused = refused or _refusal(head, messages[at].what)
+                    ended = at == len(others)
         if refused is not None:
             raise refused
 
@@ -93,7 +105,8 @@ class Netlink:
 
         `worth` tells, by its bytes, whether one of many is worth reading: pyroute2 takes 0.2 ms for one with nests.
         """
-        first = self._send((message,), 0)
+        first = self._sequence
+        self._send((message, 0))
         found: list[nlmsg] = []
         while True:
             for head in self._receive():
@@ -108,12 +121,14 @@ class Netlink:
                 if message.flags & NLM_F_DUMP != NLM_F_DUMP:
                     return found
 
-    def _send(self, messages: tuple[Message, ...], flags: int) -> int:
-        first = self._sequence
-        self._sequence += len(messages)
-        batch = b"".join(message.encode(flags=flags, sequence=first + at) for at, message in enumerate(messages))
+    def _send(self, *requests: tuple[Message, int]) -> None:
+        """All at once, each with its flags, numbered in order."""
+        batch = b"".join(
+            message.encode(flags=flags, sequence=sequence)
+            for sequence, (message, flags) in enumerate(requests, self._sequence)
+        )
+        self._sequence += len(requests)
         self._socket.sendto(batch, (0, 0))
-        return first
 
     def _receive(self) -> Iterator[nlmsg]:
         return messages_in(self._socket.recv(RECEIVE_BYTES))

@@ -75,7 +75,8 @@ class Cgroups:
         for root in self._hierarchies:
             path = _path(root, cgroup)
             for _ in range(_MAKE_ATTEMPTS):
-                if all(_make(directory, cgroup) for directory in path):
+                # Its parents mostly are there.
+                if all(_make(one, cgroup) for one in path[-1:]) or all(_make(one, cgroup) for one in path):
                     break
             else:
                 raise Unavailable(f"cannot make cgroup {cgroup}: its parents are being removed; try again")

@@ -19,7 +19,7 @@ MESSAGES = [
     links.new_bridge("criw0", mac=MAC, mtu=1400),
     links.new_veth("v1", bridge=7, mtu=1400, peer="eth0", peer_mac=MAC, peer_netns=9),
     links.set_alias("criw0", "/var/lib/criw/network"),
-    links.allow_hairpin("v1"),
+    links.set_port("v1", "a" * 64),
     links.set_master(8, 7),
     links.delete_link("v1"),
     *(links.add_address(7, address) for address in ADDRESSES),
