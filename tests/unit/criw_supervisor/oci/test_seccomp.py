@@ -1,3 +1,4 @@
+import ctypes
 import json
 import os
 import platform
@@ -55,6 +56,13 @@ def test_threads_may_be_made_namespaces_not() -> None:
     administrator = default(DEFAULT | {"SYS_ADMIN"})
     assert actions(administrator, "clone") == actions(administrator, "clone3") == ["SCMP_ACT_ALLOW"]
     assert actions(administrator, "mount") == ["SCMP_ACT_ALLOW"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x32 is a kind of calls of x86-64 only")
+def test_only_kinds_of_calls_that_the_kernel_has_are_compiled() -> None:
+    served = ctypes.CDLL(None).syscall(0x40000000 + 39) == os.getpid()
+    expected = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", *(["SCMP_ARCH_X32"] if served else [])]
+    assert default(DEFAULT)["architectures"] == expected
 
 
 def upstream() -> tuple[set[tuple[str, str]], set[int]]:
