@@ -68,12 +68,12 @@ def resolv_conf(dns: DnsConfig | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(files: PodFiles, plan: EtcPlan, ips: Sequence[str]) -> None:
+def write(files: PodFiles, plan: EtcPlan) -> None:
     """Write the files, on a small file system of their own. Blocking.
 
     Containers write to them as they like: what they can fill is only this, and what flags they set end with it.
     """
-    texts = {"hostname": f"{plan.hostname}\n", "hosts": _hosts(plan, ips), "resolv.conf": plan.resolv_conf}
+    texts = {"hostname": f"{plan.hostname}\n", "hosts": _hosts(plan), "resolv.conf": plan.resolv_conf}
     size = sum(len(text.encode()) for text in texts.values()) + _ROOM_BYTES
     files.own_etc.mkdir()
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
@@ -83,11 +83,16 @@ def write(files: PodFiles, plan: EtcPlan, ips: Sequence[str]) -> None:
         files.etc(name).chmod(0o644)
 
 
-def _hosts(plan: EtcPlan, ips: Sequence[str]) -> str:
+def add_addresses(files: PodFiles, plan: EtcPlan, ips: Sequence[str]) -> None:
+    """Add the pod's own name with its addresses to the hosts file that was written. It is in memory: nothing blocks."""
+    short, dot, _ = plan.hostname.partition(".")
+    names = f"{plan.hostname}\t{short}" if dot else plan.hostname
+    with files.etc("hosts").open("a") as hosts:
+        hosts.writelines(f"{ip}\t{names}\n" for ip in ips)
+
+
+def _hosts(plan: EtcPlan) -> str:
     if plan.host_network:
         path = Path("/etc/hosts")
         return path.read_text(errors="replace") if path.exists() else ""
-    short, dot, _ = plan.hostname.partition(".")
-    names = f"{plan.hostname}\t{short}" if dot else plan.hostname
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", *(f"{ip}\t{names}" for ip in ips)]
-    return "\n".join(lines) + "\n"
+    return "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"

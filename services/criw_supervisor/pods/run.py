@@ -11,6 +11,7 @@ from criw.errors import AlreadyExists, Fault
 from criw.operations import together
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.ledger.ledger import REMOTE_UNDO_LIMIT_S, Ledger
+from criw_supervisor.ledger.places import PodFiles
 from criw_supervisor.ledger.pod import Pod
 from criw_supervisor.ledger.records import IntentRecord, PodRecord
 from criw_supervisor.ledger.sameness import digest
@@ -62,10 +63,10 @@ class RunPod:
         results = await together(
             self._attach(plan),
             asyncio.to_thread(self._cgroups.create, plan.cgroup),
-            kernel.in_fresh_thread(partial(namespaces.create, files, plan.namespaces)),
+            kernel.in_fresh_thread(partial(_make_files, files, plan)),
         )
         attached = results[0] or Attached()  # of the host's network there is nothing to tell
-        await asyncio.to_thread(etc.write, files, plan.etc, attached.ips)
+        etc.add_addresses(files, plan.etc, attached.ips)
         return PodRecord(
             id=plan.id,
             config=plan.config,
@@ -93,6 +94,12 @@ class RunPod:
             await self._network.detach(intent.id, limit_s=REMOTE_UNDO_LIMIT_S)
         except Fault as err:
             log.warning("a pod's network is left for the next reconciliation", extra={"error": str(err)})
+
+
+def _make_files(files: PodFiles, plan: PodPlan) -> None:
+    """Changes the calling thread's namespaces."""
+    namespaces.create(files, plan.namespaces)
+    etc.write(files, plan.etc)
 
 
 def _same_or_refuse(existing: Pod, plan: PodPlan) -> str:

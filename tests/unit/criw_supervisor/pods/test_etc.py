@@ -101,7 +101,7 @@ def _set_flags(path: Path, flags: int) -> None:
 
 @pytest.mark.root
 def test_containers_can_fill_no_more_than_the_pods_own_files(files: PodFiles) -> None:
-    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""), [])
+    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""))
     with pytest.raises(OSError, match="No space left"), files.etc("hostname").open("ab", buffering=0) as file:
         for _ in range(32):
             file.write(bytes(1024 * 1024))
@@ -112,7 +112,7 @@ def test_containers_can_fill_no_more_than_the_pods_own_files(files: PodFiles) ->
 @pytest.mark.root
 @pytest.mark.parametrize("flags", [0x10, 0x20])  # immutable, append only: chattr(1)
 def test_files_a_container_has_made_immutable_do_not_keep_the_pod(files: PodFiles, flags: int) -> None:
-    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""), [])
+    etc.write(files, EtcPlan("web", host_network=False, resolv_conf=""))
     for name in ("hosts", "hostname", "resolv.conf"):
         _set_flags(files.etc(name), flags)
         with pytest.raises(PermissionError):
@@ -123,7 +123,9 @@ def test_files_a_container_has_made_immutable_do_not_keep_the_pod(files: PodFile
 
 @pytest.mark.root
 def test_the_files_in_etc(files: PodFiles) -> None:
-    etc.write(files, EtcPlan("web", host_network=False, resolv_conf="nameserver 10.0.0.1\n"), ["10.1.2.3", "fd00::3"])
+    plan = EtcPlan("web", host_network=False, resolv_conf="nameserver 10.0.0.1\n")
+    etc.write(files, plan)
+    etc.add_addresses(files, plan, ["10.1.2.3", "fd00::3"])
     assert files.etc("hostname").read_text() == "web\n"
     assert files.etc("resolv.conf").read_text() == "nameserver 10.0.0.1\n"
     assert files.etc("hosts").read_text().splitlines() == [
@@ -138,12 +140,14 @@ def test_the_files_in_etc(files: PodFiles) -> None:
 
 @pytest.mark.root
 def test_a_qualified_name_is_known_by_its_first_part_too(files: PodFiles) -> None:
-    etc.write(files, EtcPlan("web.example.org", host_network=False, resolv_conf=""), ["10.1.2.3"])
+    plan = EtcPlan("web.example.org", host_network=False, resolv_conf="")
+    etc.write(files, plan)
+    etc.add_addresses(files, plan, ["10.1.2.3"])
     assert files.etc("hosts").read_text().splitlines()[-1] == "10.1.2.3\tweb.example.org\tweb"
 
 
 @pytest.mark.root
 @pytest.mark.skipif(not Path("/etc/hosts").exists(), reason="the host has no hosts file")
 def test_on_the_hosts_network_the_hosts_file_is_the_hosts(files: PodFiles) -> None:
-    etc.write(files, EtcPlan("node", host_network=True, resolv_conf=""), [])
+    etc.write(files, EtcPlan("node", host_network=True, resolv_conf=""))
     assert files.etc("hosts").read_text() == Path("/etc/hosts").read_text()

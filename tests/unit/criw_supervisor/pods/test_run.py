@@ -60,6 +60,9 @@ STEPS: dict[str, Break] = {
     "the hostname is set": kernel("sethostname"),
     "a namespace is pinned": kernel("mount"),
     "the files are written": lambda _, patch: once(patch, etc, "write", OSError(errno.ENOSPC, INJECTED)),
+    "the pod's addresses are written": lambda _, patch: once(
+        patch, etc, "add_addresses", OSError(errno.ENOSPC, INJECTED)
+    ),
     "the infra container is created": handler("create"),
     "the infra container is started": handler("start"),
     "the record is written": disk(2),
