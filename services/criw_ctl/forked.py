@@ -31,6 +31,7 @@ SHARED: Final = (
     "criw_proto.criw.image.v1",
     "criw_proto.criw.network.v1",
     "criw_proto.criw.storage.v1",
+    "criw_proto.criw.streams.v1",
     "criw_proto.runtime.v1",
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from criw import orphans
 from criw.config.supervisor import SupervisorSettings
 from criw.rpc.client import Channel
 from criw.rpc.server import Servable
@@ -16,7 +17,7 @@ from criw.store import open_store
 from criw_proto.criw.image.v1 import ImagesStub
 from criw_proto.criw.network.v1 import NetworkStub
 from criw_proto.criw.storage.v1 import DiskStub, RootfsStub
-from criw_supervisor import processes
+from criw_proto.criw.streams.v1 import StreamsStub
 from criw_supervisor.cgroups import hierarchies
 from criw_supervisor.cgroups.claim import claimed
 from criw_supervisor.cgroups.hierarchies import Cgroups
@@ -25,6 +26,7 @@ from criw_supervisor.containers.create import CreateContainer
 from criw_supervisor.containers.rpc import ContainersFace
 from criw_supervisor.ends import Ends
 from criw_supervisor.exec.rpc import ExecFace
+from criw_supervisor.exec.sessions import Sessions
 from criw_supervisor.exec.sync import Execs
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.index import Index
@@ -38,6 +40,7 @@ from criw_supervisor.oci.resources import OomScore
 from criw_supervisor.peers.images import Images
 from criw_supervisor.peers.network import Network
 from criw_supervisor.peers.storage import Storage
+from criw_supervisor.peers.streams import Streams
 from criw_supervisor.pods.pods import Pods
 from criw_supervisor.pods.rpc import PodsFace
 from criw_supervisor.pods.run import RunPod
@@ -61,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 @asynccontextmanager
 async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collection[Servable]]:
     config, section = context.config, context.config.supervisor
-    processes.become_subreaper()
+    orphans.become_subreaper()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(config.state_dir("supervisor") / "supervisor.db"))
         disk = stack.enter_context(closing(Channel(config.socket("storage"))))
         storage = Storage(RootfsStub(disk), DiskStub(disk))
         network = Network(NetworkStub(stack.enter_context(closing(Channel(config.socket("network"))))))
+        streams = Streams(StreamsStub(stack.enter_context(closing(Channel(config.socket("streams"))))))
         images = Images(ImagesStub(stack.enter_context(closing(Channel(config.socket("image"))))))
         ledger = Ledger(store, Places(config.run_dir("supervisor")))
         cgroups, parent = hierarchies.of_host(), section.cgroup_parent
@@ -85,7 +89,11 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
         faces = [
             PodsFace(ledger, pods, cgroup_parent=parent),
             ContainersFace(ledger, handlers, containers),
-            ExecFace(ledger, Execs(handlers, ledger.places, output_limit=section.exec_output_limit_bytes)),
+            ExecFace(
+                ledger,
+                Execs(handlers, ledger.places, output_limit=section.exec_output_limit_bytes),
+                Sessions(handlers, ledger.places, streams, config.run_dir("streams")),
+            ),
             StatsFace(ledger, of_containers, PodStats(ledger, cgroups, network, of_containers)),
         ]
         async with asyncio.TaskGroup() as tasks:
@@ -94,7 +102,7 @@ async def build(context: Context[SupervisorSettings]) -> AsyncIterator[Collectio
                 *(tasks.create_task(ends.watch(one), name=f"ends {one.name}") for one in handlers.all),
                 tasks.create_task(unfinished.run(), name="unfinished"),
                 tasks.create_task(reconcile.run(), name="reconcile"),
-                tasks.create_task(processes.reap_strays(), name="reap"),
+                tasks.create_task(orphans.reap_strays(), name="reap"),
             ]
             yield [RuntimeRpc(section, ledger.places, handlers, network, faces, unfinished.failed)]
             await pods.drain()

@@ -1,6 +1,5 @@
-"""Processes of containers: naming one for sure, signalling it, and reaping those that were left to us."""
+"""Processes of containers: naming one for sure, and signalling it."""
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from criw.errors import FailedPrecondition, Unavailable
-from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw.operations import until_gone
+from criw.orphans import children
 
 log = logging.getLogger(__name__)
 
-_REAP_INTERVAL_S: Final = 0.5
-_PATIENCE: Final = 20  # looks
 _KILL_LIMIT_S: Final = 5.0
 
 
@@ -119,18 +116,9 @@ def kill_starter(mark: str) -> None:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for child in _children(pid):
+    for child in children(pid):
         yield child
         yield from _descendants(child)
-
-
-def _children(pid: int | str) -> set[int]:
-    found: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one has ended, the others have not
-                found.update(int(child) for child in (thread / "children").read_text().split())
-    return found
 
 
 @contextlib.contextmanager
@@ -150,69 +138,3 @@ def pid_namespace(pid: int, started: int) -> Iterator[str]:
         yield f"/proc/{os.getpid()}/fd/{fd}"
     finally:
         os.close(fd)
-
-
-def become_subreaper() -> None:
-    """Have orphans below us given to us instead of to PID 1: the only way to learn a detached exec's exit code."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-async def wait_adopted(pid: int) -> int:
-    """Wait for a process that was left to us, reap it, and return its exit code (128 + signal when it was killed)."""
-    loop = asyncio.get_running_loop()
-    fd = os.pidfd_open(pid)
-    ended: asyncio.Future[None] = loop.create_future()
-    try:
-        loop.add_reader(fd, _finish, ended)
-        try:
-            await ended
-        finally:
-            loop.remove_reader(fd)
-        result = os.waitid(os.P_PIDFD, fd, os.WEXITED)  # noqa: ASYNC222 — it has ended: this does not wait
-    finally:
-        os.close(fd)
-    assert result is not None
-    return result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
-
-
-def _zombie_children() -> dict[int, bool]:
-    """Our zombies, and whether each lived in a PID namespace below ours."""
-    return {pid: _is_nested(pid) for pid in _children("self") if start_time(pid) == 0}
-
-
-def _is_nested(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            if line.startswith("NSpid:"):
-                return len(line.split()) > 2
-    return False
-
-
-def _has_zombies() -> bool:
-    try:
-        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return False
-
-
-async def reap_strays() -> None:
-    """Reap, for ever, the zombies nobody awaits: conmons, and what runtimes left behind.
-
-    A zombie that somebody awaits is gone within a few turns of the loop, so one that is seen again belongs to nobody.
-    Those of containers are reaped as soon as that is known: the init of a PID namespace cannot end before they are
-    (pid_namespaces(7)). With the others, which may be programs of our own, there is time to be sure.
-    """
-    seen: dict[int, int] = {}
-    while True:
-        await asyncio.sleep(_REAP_INTERVAL_S)
-        nested = await asyncio.to_thread(_zombie_children) if _has_zombies() else {}
-        seen = {pid: seen.get(pid, 0) + 1 for pid in nested}
-        for pid, times in seen.items():
-            if times > (1 if nested[pid] else _PATIENCE):
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 — WNOHANG

@@ -23,6 +23,7 @@ SERVED_TO: Final[Mapping[AgentName, Mapping[str, frozenset[AgentName]]]] = {
         "criw.storage.v1.Disk": frozenset({"image"}),
         "criw.storage.v1.Rootfs": frozenset(),
     },
+    "streams": {"criw.streams.v1.Streams": frozenset()},
     "network": {
         "criw.network.v1.Network": frozenset(),
         "criw.network.v1.NetworkStatus": frozenset({"cri"}),

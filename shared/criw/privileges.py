@@ -32,7 +32,7 @@ class Capability(IntEnum):
     SETFCAP = 31
 
 
-# The supervisor keeps all: it starts OCI runtimes, which need most of them.
+# The supervisor and the streams process keep all: they start OCI runtimes, which need most of them.
 KEPT: Final[Mapping[AgentName, frozenset[Capability]]] = {
     "cri": frozenset(),
     "image": frozenset(),

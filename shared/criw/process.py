@@ -6,6 +6,7 @@ fork(2) here: it copies the page tables of a process of this size, which takes l
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -42,7 +43,7 @@ class Completed:
 async def run(
     argv: Sequence[str],
     *,
-    stdin: bytes | None = None,
+    stdin: bytes | int | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
@@ -52,14 +53,15 @@ async def run(
 ) -> Completed:
     """Run a program to its end. If the caller is cancelled or `timeout_s` passes it is killed and reaped.
 
-    Killed with it is whatever it started that has not made a session of its own. Output that is sent to a descriptor of
-    the caller's is empty in the result; of what is more than a mebibyte the end is kept.
+    Killed with it is whatever it started that has not made a session of its own. `stdin` is its input or a descriptor
+    to read that from; none is an empty one. Output that is sent to a descriptor of the caller's is empty in the result;
+    of what is more than a mebibyte the end is kept.
 
     Raises FailedPrecondition if there is no such program, DeadlineExceeded after `timeout_s`.
     """
     process = _start(
         argv,
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE if isinstance(stdin, bytes) else stdin,
         stdout=stdout,
         stderr=stderr,
         env=env,
@@ -70,7 +72,7 @@ async def run(
         async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
             said = tasks.create_task(_read(process.stdout))
             complained = tasks.create_task(_read(process.stderr))
-            tasks.create_task(_write(process.stdin, stdin or b""))
+            tasks.create_task(_write(process.stdin, stdin if isinstance(stdin, bytes) else b""))
             tasks.create_task(_ended(process))
     except TimeoutError as err:
         raise DeadlineExceeded(f"cannot finish {argv[0]} {' '.join(argv[1:3])}: no end after {timeout_s:g} s") from err
@@ -168,3 +170,12 @@ async def _ready(fd: int, add: Callable[[int, Callable[[], None]], None], remove
         await event.wait()
     finally:
         remove(fd)
+
+
+def runtime_words(text: str) -> str:
+    """The message inside the log line the runtime wrote (runc: `level=error msg="…"`), else the text."""
+    with contextlib.suppress(ValueError):
+        _, found, quoted = text.rpartition('msg="')
+        if found:
+            return str(json.loads(f'"{quoted[: quoted.rindex(chr(34))]}"'))
+    return text

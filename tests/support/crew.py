@@ -43,6 +43,7 @@ class Crew:
             f'storage.http = "127.0.0.1:{ports["storage"]}"\n'
             f'network.http = "127.0.0.1:{ports["network"]}"\n'
             f'network.bridge = "ct{token}"\nnetwork.pod_cidrs = ["{subnet}"]\n'
+            f'streams.http = "127.0.0.1:{ports["streams"]}"\n'
             f'supervisor.http = "127.0.0.1:{ports["supervisor"]}"\n'
             f'supervisor.cgroup_parent = "{self.cgroup_parent}"\n'
         )

@@ -8,7 +8,6 @@ import asyncio
 import itertools
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ from criw.errors import Failed, FailedPrecondition
 from criw_supervisor.cgroups.usage import CgroupUsage
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
-from criw_supervisor.runtimes.bundle import Bundle
-from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, NotRun, Task
+from criw_supervisor.runtimes.bundle import Bundle, encoded
+from criw_supervisor.runtimes.handler import LOST_CODE, AttachSession, End, ExecSession, Launch, NotRun, Task
 
 _USAGE: Final = CgroupUsage(
     at_ns=1, cpu_ns=1, memory=1, working_set=1, rss=1, page_faults=0, major_page_faults=0, memory_limit=None,
@@ -37,7 +36,6 @@ class _Held:
         self.end: End | None = None
         self.resources: JsonObject = {}
         self.oom_score = 0
-        self.streams: list[socket.socket] = []
 
 
 def _code(command: Sequence[str]) -> int | None:
@@ -138,9 +136,7 @@ class FakeHandler:
 
     async def delete(self, task: Task, *, ended: bool) -> None:
         self._may_fail("delete")
-        held = self.held.pop(task.id, None)
-        for stream in held.streams if held is not None else ():
-            stream.close()
+        self.held.pop(task.id, None)
         Bundle(self._places.bundle(task.id)).remove()
 
     def watch(self, task: Task) -> None:
@@ -168,13 +164,15 @@ class FakeHandler:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    async def attach(self, task: Task) -> socket.socket:
+    def session(self, task: Task, process: JsonObject, *, scratch: Path) -> ExecSession:
+        return ExecSession(("true",), scratch / "process", encoded(process), scratch / "pid", None, 0)
+
+    async def streams(self, task: Task) -> AttachSession:
         held = self.held.get(task.id)
         if held is None or held.end is not None:
             raise FailedPrecondition(f"cannot reach the streams of container {task.id}: nobody holds them any more")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        held.streams.append(ours)
-        return theirs
+        directory = self._places.bundle(task.id)
+        return AttachSession(directory / "attach", directory / "ctl")
 
     async def usage(self, tasks: Sequence[Task]) -> Mapping[str, CgroupUsage]:
         return {task.id: _USAGE for task in tasks if task.id in self.held}

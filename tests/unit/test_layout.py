@@ -16,8 +16,8 @@ FUNCTION_LINES: Final = 60
 # The rooms of a package from top to bottom: an import never goes up. A new room is given its place here.
 FLOORS: Final = {
     "criw_supervisor": (
-        *("__main__", "rpc", "ends", "recovery", "stats", "pods", "containers", "exec"),
-        *("runtimes", "oci", "peers", "face", "ledger", "cgroups", "processes", "signals"),
+        *("__main__", "rpc", "ends", "recovery", "stats", "pods", "containers", "exec", "peers"),
+        *("runtimes", "oci", "face", "ledger", "cgroups", "processes", "signals"),
     ),
     "criw_network": ("__main__", "rpc", "attachments", "builtin", "provider", "netns", "netlink", "pod"),
 }

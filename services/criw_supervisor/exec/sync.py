@@ -8,10 +8,10 @@ from typing import Final
 
 from criw.errors import DeadlineExceeded, Failed, FailedPrecondition, InvalidArgument
 from criw.operations import run_to_end
+from criw.process import runtime_words
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.runtimes.bundle import Bundle
-from criw_supervisor.runtimes.conmon import runtime_words
 from criw_supervisor.runtimes.handler import Exec, NotRun, task_of
 from criw_supervisor.runtimes.handlers import Handlers
 

@@ -53,7 +53,7 @@ class Bundle:
             return {}
         return document
 
-    def process(self, command: list[str]) -> JsonObject:
+    def process(self, command: list[str], *, terminal: bool = False) -> JsonObject:
         """The OCI process object of a further command: the container's own, with the command in place of its own.
 
         Raises FailedPrecondition if the bundle is gone.
@@ -61,7 +61,11 @@ class Bundle:
         process = self.read().get("process")
         if not isinstance(process, dict):
             raise FailedPrecondition(f"cannot run a command in container {self.directory.name}: its bundle is gone")
-        return {**process, "args": command, "terminal": False}
+        process = {**process, "args": command, "terminal": terminal}
+        environment = process.get("env")
+        if terminal and isinstance(environment, list) and not any(word.startswith("TERM=") for word in environment):
+            process["env"] = [*environment, "TERM=xterm"]
+        return process
 
     def change_process(self, **changes: object) -> None:
         """Have further commands run with another value of these keys of the OCI process object."""

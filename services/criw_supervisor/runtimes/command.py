@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from criw import orphans
 from criw.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from criw.operations import run_to_end
 from criw.process import Completed, run
@@ -30,7 +31,7 @@ class OciExec:
     def __init__(self, pid: int, files: Sequence[Path], members: Callable[[], Collection[int]]) -> None:
         self._pid = pid
         self._members = members
-        self._ending = asyncio.create_task(processes.wait_adopted(pid), name=f"exec {pid}")
+        self._ending = asyncio.create_task(orphans.wait_adopted(pid), name=f"exec {pid}")
         self._ending.add_done_callback(lambda ending: None if ending.cancelled() else _remove(files))
 
     def be_scored(self, score: object) -> None:

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from asyncinotify import Mask
 from criw.errors import Failed, FailedPrecondition, Unavailable
 from criw.inotify import watching
 from criw.operations import until_gone
-from criw.process import run
+from criw.process import run, runtime_words
 from criw_supervisor import processes
 from criw_supervisor.runtimes.bundle import Bundle
-from criw_supervisor.runtimes.handler import Launch
+from criw_supervisor.runtimes.handler import AttachSession, Launch
 
 log = logging.getLogger(__name__)
 CREATE_LIMIT_S: Final = 120.0
@@ -114,15 +113,6 @@ def created_pid(name: str, line: bytes, complaints: Path) -> int:
         return pid
     cause = message.strip() or complaints.read_text(errors="replace").strip() or "conmon ended without a word"
     raise Failed(f"cannot create container {name}: {runtime_words(cause)}")
-
-
-def runtime_words(text: str) -> str:
-    """The message inside the log line the runtime wrote (runc: `level=error msg="…"`), else the text."""
-    with contextlib.suppress(ValueError):
-        _, found, quoted = text.rpartition('msg="')
-        if found:
-            return str(json.loads(f'"{quoted[: quoted.rindex(chr(34))]}"'))
-    return text
 
 
 def read_exit(bundle: Bundle) -> Exit | None:
@@ -226,22 +216,14 @@ def _order(bundle: Bundle, message: bytes) -> None:
         os.close(fd)
 
 
-def attach(bundle: Bundle) -> socket.socket:
-    """A connection to the container's streams: what it writes comes as packets of a stream number and its bytes.
+def streams(bundle: Bundle) -> AttachSession:
+    """Where the container's streams are served: packets of a stream number and its bytes.
 
     Raises FailedPrecondition if conmon has ended.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    try:
-        directory = os.open(bundle.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            connection.connect(f"/proc/self/fd/{directory}/attach")  # its own path is longer than a socket's may be
-        finally:
-            os.close(directory)
-    except (FileNotFoundError, ConnectionRefusedError) as err:
-        connection.close()
-        raise _gone("reach the streams", bundle) from err
-    return connection
+    if not is_there(bundle):
+        raise _gone("reach the streams", bundle)
+    return AttachSession(socket=bundle.directory / "attach", control=bundle.directory / "ctl")
 
 
 def _gone(what: str, bundle: Bundle) -> FailedPrecondition:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
 from typing import Final, Protocol
 
 from criw.errors import Failed
@@ -67,6 +66,30 @@ class Exec(Protocol):
         """End the command and what it started, as far as that can be told from the container's own processes."""
 
 
+@dataclass(frozen=True)
+class ExecSession:
+    """How whoever serves a session runs a further command in a task, without the supervisor.
+
+    It is a program that starts the command and leaves it to its own caller, who must be a subreaper. What the program
+    has for standard streams are the command's, or with a terminal that is sent to a socket.
+    """
+
+    start: tuple[str, ...]  # the program and its arguments
+    process_file: Path  # where it reads what to run
+    process: bytes  # and what is to be there
+    pid_file: Path  # where it leaves the command's pid
+    console_socket: Path | None  # where it sends the terminal, if there is one
+    oom_score_adj: int
+
+
+@dataclass(frozen=True)
+class AttachSession:
+    """Where the streams of a task's first process are served: see conmon(8)."""
+
+    socket: Path  # SOCK_SEQPACKET; longer than a path may be that is connected to directly
+    control: Path  # a FIFO that takes the terminal's size
+
+
 class Handler(Protocol):
     """All methods raise Failed with the runtime's own words when it refuses."""
 
@@ -127,11 +150,14 @@ class Handler(Protocol):
         Its directory is there. Raises FailedPrecondition or Unavailable if nobody writes it.
         """
 
-    async def attach(self, task: Task) -> socket:
-        """A connection to the task's standard streams, to be closed by the caller.
+    def session(self, task: Task, process: JsonObject, *, scratch: Path) -> ExecSession:
+        """Describe how to run a further command. What it needs for a while goes into `scratch`, a short directory.
 
-        Raises FailedPrecondition if nobody holds them any more.
+        Raises InvalidArgument for a command the runtime cannot be told.
         """
+
+    async def streams(self, task: Task) -> AttachSession:
+        """Where the task's standard streams are. Raises FailedPrecondition if nobody holds them any more."""
 
     async def usage(self, tasks: Sequence[Task]) -> Mapping[str, CgroupUsage]:
         """What tasks use, by id; those that are gone are left out."""

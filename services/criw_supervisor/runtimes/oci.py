@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,17 +17,16 @@ from typing import Final
 
 from criw.config.supervisor import Runtime
 from criw.errors import Failed, FailedPrecondition, Fault
-from criw.process import run
+from criw.process import run, runtime_words
 from criw_supervisor import processes
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.cgroups.usage import CgroupUsage, read_usage
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
 from criw_supervisor.runtimes import conmon
-from criw_supervisor.runtimes.bundle import Bundle
+from criw_supervisor.runtimes.bundle import Bundle, encoded
 from criw_supervisor.runtimes.command import OciExec, start_command
-from criw_supervisor.runtimes.conmon import runtime_words
-from criw_supervisor.runtimes.handler import LOST_CODE, End, Launch, Task
+from criw_supervisor.runtimes.handler import LOST_CODE, AttachSession, End, ExecSession, Launch, Task
 from criw_supervisor.runtimes.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -172,13 +170,29 @@ class OciHandler:
             self._runtime, task.id, process, files=files, members=members, stdout=stdout, stderr=stderr
         )
 
+    def session(self, task: Task, process: JsonObject, *, scratch: Path) -> ExecSession:
+        stem = f"exec-{secrets.token_hex(8)}"
+        process_file, pid_file = scratch / f"{stem}.json", scratch / f"{stem}.pid"
+        words = ["exec", "--detach", "--process", os.fspath(process_file), "--pid-file", os.fspath(pid_file)]
+        console = scratch / f"{stem}.tty" if process["terminal"] else None
+        if console is not None:
+            words += ["--console-socket", os.fspath(console)]
+        return ExecSession(
+            start=(*self._runtime, *words, task.id),
+            process_file=process_file,
+            process=encoded(process),
+            pid_file=pid_file,
+            console_socket=console,
+            oom_score_adj=score if isinstance(score := process.get("oomScoreAdj"), int) else 0,
+        )
+
     # --- its streams and numbers
 
     async def reopen_log(self, task: Task, path: Path) -> None:
         await conmon.reopen_log(self._bundle(task), path)
 
-    async def attach(self, task: Task) -> socket.socket:
-        return conmon.attach(self._bundle(task))
+    async def streams(self, task: Task) -> AttachSession:
+        return await asyncio.to_thread(conmon.streams, self._bundle(task))
 
     async def usage(self, tasks: Sequence[Task]) -> Mapping[str, CgroupUsage]:
         def read() -> dict[str, CgroupUsage]:

@@ -6,8 +6,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
-AgentName: TypeAlias = Literal["cri", "image", "storage", "network", "supervisor"]
-AGENTS: Final[tuple[AgentName, ...]] = ("storage", "network", "image", "supervisor", "cri")  # in starting order
+AgentName: TypeAlias = Literal["cri", "image", "storage", "network", "streams", "supervisor"]
+# In starting order.
+AGENTS: Final[tuple[AgentName, ...]] = ("storage", "network", "image", "streams", "supervisor", "cri")
 # Numbers that neither Debian (policy 9.2.2: 65000 to 65533 are reserved) nor systemd (UIDS-GIDS: 61184 to 65519 are for
 # dynamic users) gives to anybody, and that no user namespace is given either; those begin at 65536.
 FIRST_ID: Final = 65520

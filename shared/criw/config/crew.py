@@ -5,6 +5,7 @@ from criw.config.cri import CriFacts, CriSection
 from criw.config.image import ImageFacts, ImageSection
 from criw.config.network import NetworkFacts, NetworkSection
 from criw.config.storage import StorageFacts, StorageSection
+from criw.config.streams import StreamsFacts, StreamsSection
 from criw.config.supervisor import SupervisorFacts, SupervisorSection
 
 
@@ -15,6 +16,7 @@ class CrewFacts(Common):
     image: ImageFacts = ImageFacts()
     storage: StorageFacts = StorageFacts()
     network: NetworkFacts = NetworkFacts()
+    streams: StreamsFacts = StreamsFacts()
     supervisor: SupervisorFacts = SupervisorFacts()
 
 
@@ -25,4 +27,5 @@ class Config(CrewFacts):
     image: ImageSection = ImageSection()
     storage: StorageSection = StorageSection()
     network: NetworkSection = NetworkSection()
+    streams: StreamsSection = StreamsSection()
     supervisor: SupervisorSection = SupervisorSection()

@@ -1,18 +1,15 @@
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from criw.errors import FailedPrecondition
-from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
 from criw_supervisor import processes
-from criw_supervisor.processes import command_line, kill_family, send_signal, start_time, wait_adopted
+from criw_supervisor.processes import command_line, kill_family, send_signal, start_time
 
 NO_PID = 2**22 + 1  # above the kernel's highest
 
@@ -71,13 +68,6 @@ def test_signalling_leaves_no_descriptor() -> None:
     assert descriptors() == before
 
 
-@pytest.fixture
-def subreaper() -> Iterator[None]:
-    processes.become_subreaper()
-    yield
-    prctl(PR_SET_CHILD_SUBREAPER, 0)  # other tests' orphans are none of ours
-
-
 FAMILY = """
 import os, sys, time
 def tell(what):
@@ -130,78 +120,6 @@ def test_a_leader_that_has_ended_does_not_save_its_children(tmp_path: Path) -> N
 
 def test_nothing_to_kill_is_a_success() -> None:
     kill_family(NO_PID, processes.pids)
-
-
-@pytest.mark.parametrize(
-    ("script", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137), ("kill -15 $$", 143)]
-)
-async def test_an_adopted_process_tells_its_code(script: str, code: int, tmp_path: Path, subreaper: None) -> None:
-    told, gate = tmp_path / "pid", tmp_path / "gate"
-    gate.touch()
-    child = tmp_path / "child.sh"
-    child.write_text(f"while test -e {gate}; do sleep 0.01; done\n{script}\n")
-    parent = subprocess.Popen(["sh", "-c", f"sh {child} & echo $! > {told}"])
-    parent.wait()  # so that the child is left to us
-    waiting = asyncio.create_task(wait_adopted(int(wait_for_text(told, 1)[0])))
-    await asyncio.sleep(0)
-    gate.unlink()
-    assert await asyncio.wait_for(waiting, 10) == code
-
-
-async def test_giving_up_the_wait_leaves_no_descriptor() -> None:
-    child = subprocess.Popen(["sleep", "600"])
-    before = descriptors()
-    waiting = asyncio.create_task(wait_adopted(child.pid))
-    await asyncio.sleep(0.01)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert descriptors() == before
-    child.kill()
-    child.wait()
-
-
-async def reaped(pid: int) -> None:
-    async with asyncio.timeout(10):
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.01)
-
-
-async def test_strays_are_reaped_and_what_is_awaited_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.01)
-    stray = os.fork()
-    if stray == 0:
-        os._exit(0)
-    reaping = asyncio.create_task(processes.reap_strays())
-    done = await asyncio.create_subprocess_exec("sh", "-c", "sleep 0.2; exit 3")
-    assert await done.wait() == 3
-    await reaped(stray)
-    reaping.cancel()
-
-
-@pytest.mark.root
-async def test_strays_of_a_pid_namespace_are_reaped_without_delay(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, subreaper: None
-) -> None:
-    monkeypatch.setattr(processes, "_REAP_INTERVAL_S", 0.01)
-    monkeypatch.setattr(processes, "_PATIENCE", 10**9)
-    ours = os.fork()
-    if ours == 0:
-        os._exit(0)
-    gate, told = tmp_path / "gate", tmp_path / "pid"
-    gate.touch()
-    script = f"while test -e {gate}; do sleep 0.01; done"
-    parent = subprocess.Popen(["unshare", "--pid", "--fork", "sh", "-c", f"echo up > {told}; {script}"])
-    wait_for_text(told, 1)
-    (stray,) = (int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
-    parent.kill()
-    parent.wait()
-    reaping = asyncio.create_task(processes.reap_strays())
-    gate.unlink()
-    await reaped(stray)
-    assert Path(f"/proc/{ours}").exists()
-    os.waitpid(ours, 0)
-    reaping.cancel()
 
 
 def test_a_pid_namespace_is_that_of_the_process_meant_or_of_none() -> None:

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criw.errors import Failed, FailedPrecondition
+from criw.process import runtime_words
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.conmon import (
     Exit,
-    attach,
     command,
     created_pid,
     is_there,
     kill_makers,
     read_exit,
-    runtime_words,
+    streams,
 )
 from criw_supervisor.runtimes.handler import Launch, Task
 from criw_supervisor.runtimes.watch import Watch
@@ -130,7 +130,7 @@ def test_a_file_without_a_code_is_no_exit(bundle: Bundle, text: str) -> None:
 
 def test_streams_nobody_holds_any_more_cannot_be_reached(bundle: Bundle) -> None:
     with pytest.raises(FailedPrecondition, match="its conmon has ended"):
-        attach(bundle)
+        streams(bundle)
 
 
 # --- its process

@@ -14,12 +14,11 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from criw import kernel
+from criw import kernel, orphans
 from criw.config.supervisor import Runtime
 from criw.errors import Failed, FailedPrecondition
 from criw.ids import new_id
 from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
-from criw_supervisor import processes
 from criw_supervisor.cgroups import hierarchies
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
@@ -140,7 +139,7 @@ async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield made
         await made.close()
         return
-    processes.become_subreaper()
+    orphans.become_subreaper()
     try:
         async with real(tmp_path) as made:
             try:
@@ -261,11 +260,11 @@ async def test_the_log_is_written_to_a_new_file_once_the_old_one_was_renamed(cas
 
 async def test_an_ended_task_has_no_streams(case: Case) -> None:
     task = await case.run(WAITS)
-    (await case.handler.attach(task)).close()
+    assert (await case.handler.streams(task)).socket.is_relative_to(case.bundle(task).directory)
     await case.handler.kill(task, signal.SIGKILL)
     assert await case.ended() == task.id
     with pytest.raises(FailedPrecondition):
-        await case.handler.attach(task)
+        await case.handler.streams(task)
     with pytest.raises(FailedPrecondition):
         log = case.logs / f"{task.id}.log"
         log.unlink(missing_ok=True)
