@@ -195,7 +195,7 @@ async def listening(section: StreamsSection, sessions: Sessions) -> AsyncIterato
 
 
 def _tls(section: StreamsSection) -> ssl.SSLContext | None:
-    if section.tls_cert is None:
+    if not section.tls_cert:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:

@@ -1,6 +1,5 @@
 """The streams process's part of the configuration."""
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
@@ -22,8 +21,8 @@ class StreamsSection(StreamsFacts, extra="forbid"):
         default="127.0.0.1:0",
         description="host:port of the URLs of exec, attach and port-forward; port 0 takes a free one",
     )
-    tls_cert: Path | None = Field(default=None, description="PEM certificates; with it the URLs are https")
-    tls_key: Path | None = Field(default=None, description="PEM key of tls_cert")
+    tls_cert: str = Field(default="", description="file with PEM certificates, for https; empty: http")
+    tls_key: str = Field(default="", description="file with the PEM key of tls_cert")
     idle_timeout_s: PositiveFloat = Field(default=4 * 3600, description="a session on which nothing comes or goes ends")
 
     @field_validator("listen")
@@ -33,7 +32,7 @@ class StreamsSection(StreamsFacts, extra="forbid"):
 
     @model_validator(mode="after")
     def _both(self) -> Self:
-        if (self.tls_cert is None) != (self.tls_key is None):
+        if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key go together")
         return self
 

@@ -36,7 +36,7 @@ def services() -> set[str]:
 def test_the_table_names_every_service_once() -> None:
     named = [service for served in SERVED_TO.values() for service in served]
     assert sorted(named) == sorted(services())
-    assert len(named) == 8
+    assert len(named) == 9
 
 
 def test_every_agent_but_the_door_is_in_the_table() -> None:
@@ -62,6 +62,7 @@ def test_each_service_answers_the_agents_the_design_names_and_no_other() -> None
         "criw.storage.v1.Rootfs": set(),
         "criw.network.v1.Network": set(),
         "criw.network.v1.NetworkStatus": {"cri"},
+        "criw.streams.v1.Streams": set(),
     }
 
 
