@@ -55,7 +55,7 @@ async def upgrade(
 ) -> tuple[TcpConnection, str]:
     """The SPDY connection and the head of the answer. `behind` is sent with the request. Raises Answered."""
     where = urlsplit(url)
-    assert where.hostname is not None
+    assert where.hostname is not None and where.port is not None
     transport, protocol = await asyncio.get_running_loop().create_connection(_Head, where.hostname, where.port)
     lines = [f"{method} {where.path} HTTP/1.1", f"Host: {where.netloc}"]
     lines += [*headers, *(f"X-Stream-Protocol-Version: {version}" for version in versions), "", ""]
