@@ -145,18 +145,20 @@ async def _started(command: Command) -> AsyncIterator[Running]:
 
     Raises Failed with what the runtime said.
     """
+    process_file, pid_file = Path(command.process_file), Path(command.pid_file)
+    ends = _ends(command)
+    start = _start_with_terminal if ends.terminal else _start_with_pipes
     with ExitStack() as closing:
-        files = [Path(command.process_file), Path(command.pid_file)]
-        for path in files:
-            closing.callback(path.unlink, missing_ok=True)
-        await asyncio.to_thread(_write, files[0], command.process)
-        ends = _ends(command)
-        start = _start_with_terminal if ends.terminal else _start_with_pipes
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(_end_started, files[1])
-            running = await start(command, ends, closing)
-            undo.pop_all()
-        _be_scored(Path(f"/proc/{files[1].read_text()}/oom_score_adj"), command.oom_score_adj)
+        try:
+            await asyncio.to_thread(_write, process_file, command.process)
+            async with AsyncExitStack() as undo:
+                undo.push_async_callback(_end_started, pid_file)
+                running = await start(command, ends, closing)
+                undo.pop_all()
+            _be_scored(Path(f"/proc/{pid_file.read_text()}/oom_score_adj"), command.oom_score_adj)
+        finally:
+            process_file.unlink(missing_ok=True)  # the environment is in it
+            pid_file.unlink(missing_ok=True)
         try:
             yield running
         finally:

@@ -74,6 +74,7 @@ class Front(asyncio.Protocol):
         self._tasks = tasks
         self._transport: asyncio.Transport
         self._head = bytearray()
+        self._answered = False
         self._timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -84,6 +85,8 @@ class Front(asyncio.Protocol):
         self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._answered:
+            return
         self._head += data
         end = self._head.find(b"\r\n\r\n")
         if end < 0:
@@ -149,6 +152,7 @@ class Front(asyncio.Protocol):
             log.error("a session failed", exc_info=err)
 
     def _answer(self, refused: _Refused) -> None:
+        self._answered = True
         body = str(refused).encode()
         headers = [*refused.headers, ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
         lines = [f"HTTP/1.1 {refused.status.value} {refused.status.phrase}", "Connection: close"]
@@ -166,7 +170,7 @@ async def listening(section: StreamsSection, sessions: Sessions) -> AsyncIterato
     host, port = section.listen_address
     tls = _tls(section)
     tasks: set[asyncio.Task[None]] = set()
-    runner = web.AppRunner(app(sessions), access_log=None, handle_signals=False)
+    runner = web.AppRunner(app(sessions), access_log=None, shutdown_timeout=_END_LIMIT_S)
     await runner.setup()
     assert runner.server is not None
     others = runner.server

@@ -56,14 +56,16 @@ class Sessions:
 
     async def over_spdy(self, session: Session, connection: Connection, version: spdy.Version) -> None:
         """Serve the client of a SPDY connection."""
-        async with self.session(session, lambda: connection.last_activity, connection.close):
-            if isinstance(session, Forwarding):
-                await forward_spdy.run(connection, session)
-            else:
-                async with spdy.client_of(connection, session.ends or Ends(), version) as client:
-                    if client is not None:
-                        await serve(session, client)
-        connection.close()
+        try:
+            async with self.session(session, lambda: connection.last_activity, connection.close):
+                if isinstance(session, Forwarding):
+                    await forward_spdy.run(connection, session)
+                else:
+                    async with spdy.client_of(connection, session.ends or Ends(), version) as client:
+                        if client is not None:
+                            await serve(session, client)
+        finally:
+            connection.close()
 
 
 async def serve(session: Command | Attachment, client: Client) -> None:
