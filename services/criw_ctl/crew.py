@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,8 @@ from typing import Final
 from criw import kernel, lockfile
 from criw.config.common import AGENTS, AgentName, Common
 from criw.errors import FailedPrecondition
+from criw.listener import bind
+from criw.privileges import identity_of
 from criw_ctl.forked import fork_agent, import_shared
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
 GOOD_LIFE_S: Final = 10.0
 KILL_AFTER_DRAIN_S: Final = 5.0
+ON_DEMAND: Final[tuple[AgentName, ...]] = ("streams",)
 _CREDENTIALS_SIZE: Final = socket.CMSG_SPACE(struct.calcsize("3i"))
 
 
@@ -39,9 +42,14 @@ def pause_before_restart(quick_deaths: int) -> float:
 
 @dataclass
 class Member:
-    """One agent of the crew. `pid` is None while it is down; `due` is when it is to be started again."""
+    """One agent of the crew. `pid` is None while it is down; `due` is when it is to be started again.
+
+    With a `listener` it is started when somebody connects there, and may end when nobody needs it any more.
+    """
 
     agent: AgentName
+    listener: socket.socket | None = None
+    wanted: bool = True
     pid: int | None = None
     started: float = 0.0
     ready: bool = False
@@ -63,6 +71,7 @@ class Crew:
         *,
         signals: "Signals",
         notify: socket.socket,
+        listeners: Mapping[AgentName, socket.socket],
         let_go: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -73,7 +82,9 @@ class Crew:
         self._poll = select.poll()
         self._poll.register(signals.wakeup, select.POLLIN)
         self._poll.register(notify, select.POLLIN)
-        self._members: Final = [Member(agent) for agent in AGENTS]
+        self._members: Final = [Member(agent, listeners.get(agent)) for agent in AGENTS]
+        for member in self._members:
+            self._wait_for_callers(member)
         self._complete = False  # every agent has been ready
         self._refused = False
 
@@ -81,11 +92,11 @@ class Crew:
         """Run until SIGTERM, SIGINT or SIGHUP; returns the exit code. `on_ready` is called once all are ready."""
         while not (self._signals.stop or self._refused):
             for member in self._members:
-                if member.pid is None and member.due <= time.monotonic():
+                if member.pid is None and member.wanted and member.due <= time.monotonic():
                     self._start(member)
-            pauses = [member.due for member in self._members if member.pid is None]
+            pauses = [member.due for member in self._members if member.pid is None and member.wanted]
             self._handle_events(until=min(pauses, default=None))
-            if not self._complete and all(member.ready for member in self._members):
+            if not self._complete and all(member.ready or not member.wanted for member in self._members):
                 self._complete = True
                 on_ready()
         stopped_in_time = self._stop()
@@ -93,11 +104,17 @@ class Crew:
             return os.EX_CONFIG
         return 0 if stopped_in_time else 1
 
+    def _wait_for_callers(self, member: Member) -> None:
+        """Start it when somebody connects, if it has a socket for that."""
+        if member.listener is not None:
+            member.wanted = False
+            self._poll.register(member.listener, select.POLLIN)
+
     def _start(self, member: Member) -> None:
         member.ready = False
         member.started = time.monotonic()
         try:
-            member.pid = fork_agent(member.agent, self._argv, let_go=self._let_go)
+            member.pid = fork_agent(member.agent, self._argv, listener=member.listener, let_go=self._let_go)
         except OSError as err:  # no memory or no process left now; the others must not suffer for it
             self._start_later(member, f"cannot be started: {err.strerror}")
         else:
@@ -111,7 +128,12 @@ class Crew:
 
     def _handle_events(self, *, until: float | None) -> None:
         """Wait for a signal, a death or a message of an agent, at most until `until`, and act on all there are."""
-        self._poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)
+        events = self._poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)
+        called = {fd for fd, _ in events}
+        for member in self._members:
+            if member.listener is not None and member.listener.fileno() in called:
+                self._poll.unregister(member.listener)
+                member.wanted = True
         self._signals.clear()
         self._take_notifications()
         for pid, status in _ended_children():
@@ -132,6 +154,10 @@ class Crew:
         member.ready = False
         if self._signals.stop or self._refused:
             log.info("%s stopped", member.name, extra={"code": code})
+            return
+        if code == 0 and member.listener is not None:
+            log.info("%s has ended, for nobody needs it now", member.name)
+            self._wait_for_callers(member)
             return
         if code == os.EX_CONFIG and not self._complete:
             log.error("%s cannot work with this configuration; stopping the crew", member.name)
@@ -221,6 +247,17 @@ def _ended_children() -> Iterator[tuple[int, int]]:
             yield child
 
 
+def _listener(stack: contextlib.ExitStack, settings: Common, agent: AgentName) -> socket.socket:
+    """The agent's socket, which it is handed at its start: systemd calls it socket activation."""
+    identity = identity_of(agent, settings)
+    identity.make(settings.run_dir(agent), 0o750)
+    identity.take(settings.run_dir(agent))
+    with identity.assumed():
+        listener = stack.enter_context(bind(settings.socket(agent)))
+    listener.listen()
+    return listener
+
+
 def _hold_directories(stack: contextlib.ExitStack, settings: Common) -> None:
     """Raises FailedPrecondition if another `criwctl up` holds one of them."""
     for directory in (settings.run, settings.root):
@@ -258,8 +295,12 @@ def run_crew(settings: Common, config_path: Path | None, on_ready: Callable[[], 
         signals = _handle_signals(ours)
         notify = _notify_socket(ours)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        listeners = {agent: _listener(ours, settings, agent) for agent in ON_DEMAND}
         import_shared()
-        code = Crew(settings, argv, signals=signals, notify=notify, let_go=ours.close).run(on_ready)
+        crew = Crew(settings, argv, signals=signals, notify=notify, listeners=listeners, let_go=ours.close)
+        code = crew.run(on_ready)
+        for agent in listeners:
+            settings.socket(agent).unlink(missing_ok=True)
         settings.socket("cri").unlink(missing_ok=True)  # the door may not: it is in our directory
         left = conmons_of(settings)
         log.info(

@@ -12,6 +12,7 @@ import gc
 import importlib
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Final
 
 from criw import kernel
 from criw.config.common import AgentName
+from criw.listener import SD_FIRST_FD
 
 SHARED: Final = (
     "criw.locks",
@@ -44,10 +46,13 @@ def import_shared() -> None:
     gc.freeze()
 
 
-def fork_agent(agent: AgentName, argv: Sequence[str], *, let_go: Callable[[], None]) -> int:
+def fork_agent(
+    agent: AgentName, argv: Sequence[str], *, listener: socket.socket | None, let_go: Callable[[], None]
+) -> int:
     """Start the agent in a child process with the arguments `argv`; returns its pid.
 
-    `let_go` runs in the child first and closes what belongs to the parent alone.
+    It is handed `listener`, if there is one (sd_listen_fds(3)). `let_go` runs in the child first and closes what is the
+    parent's alone.
     """
     assert len(list(Path("/proc/self/task").iterdir())) == 1, (
         "a fork takes one thread only; locks the others hold stay locked"
@@ -60,19 +65,27 @@ def fork_agent(agent: AgentName, argv: Sequence[str], *, let_go: Callable[[], No
     try:
         pid = os.fork()
         if not pid:
-            _run(agent, argv, parent, before, let_go)
+            _run(agent, argv, parent, before, listener, let_go)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
 def _run(
-    agent: AgentName, argv: Sequence[str], parent: int, mask: set[int | signal.Signals], let_go: Callable[[], None]
+    agent: AgentName,
+    argv: Sequence[str],
+    parent: int,
+    mask: set[int | signal.Signals],
+    listener: socket.socket | None,
+    let_go: Callable[[], None],
 ) -> None:
     """The child's whole life. It ends here: unwinding would run the parent's cleanup a second time."""
     code = 1
     try:
+        handed = None if listener is None else os.dup(listener.fileno())
         let_go()
+        if handed is not None:
+            _hand_over(handed)
         _part_from(parent, mask)
         _set_title([f"criw-{agent}", *argv])
         importlib.import_module(f"criw_{agent}.__main__").main(argv)
@@ -85,6 +98,13 @@ def _run(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _hand_over(listener: int) -> None:
+    os.dup2(listener, SD_FIRST_FD)  # after what was there has been let go
+    if listener != SD_FIRST_FD:
+        os.close(listener)
+    os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 
 
 def _part_from(parent: int, mask: set[int | signal.Signals]) -> None:

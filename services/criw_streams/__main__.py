@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import logging
+import signal
 from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Final
 
 from criw import orphans
 from criw.config.streams import StreamsSettings
@@ -12,6 +15,9 @@ from criw_streams.front import listening
 from criw_streams.rpc import StreamsRpc
 from criw_streams.sessions import Sessions
 from criw_streams.tokens import Tokens
+
+log = logging.getLogger(__name__)
+_SPARE_S: Final = 300.0  # without a session or a URL for one
 
 
 @contextlib.asynccontextmanager
@@ -24,11 +30,23 @@ async def build(context: Context[StreamsSettings]) -> AsyncIterator[Collection[S
     tokens = Tokens()
     sessions = Sessions(tokens, context.metrics.registry, idle_timeout_s=section.idle_timeout_s)
     async with listening(section, sessions) as base:
-        reaping = asyncio.create_task(orphans.reap_strays(), name="reap")
+        background = [asyncio.create_task(orphans.reap_strays(), name="reap")]
+        if context.on_demand:
+            background.append(asyncio.create_task(_end_when_spare(sessions), name="spare"))
         try:
             yield [StreamsRpc(tokens, base)]
         finally:
-            reaping.cancel()
+            for task in background:
+                task.cancel()
+
+
+async def _end_when_spare(sessions: Sessions) -> None:
+    """End this process when nobody has needed it for a while; whoever needs it again has it started again."""
+    loop = asyncio.get_running_loop()
+    while (spare_s := loop.time() - sessions.last_used) < _SPARE_S:  # noqa: ASYNC110 — it is a clock
+        await asyncio.sleep(_SPARE_S - spare_s)
+    log.info("ending: nobody has a session", extra={"spare_s": round(spare_s)})
+    signal.raise_signal(signal.SIGTERM)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

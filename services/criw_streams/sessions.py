@@ -22,7 +22,8 @@ class Sessions:
     def __init__(self, tokens: Tokens, registry: CollectorRegistry, *, idle_timeout_s: float) -> None:
         self.tokens = tokens
         self._idle_timeout_s = idle_timeout_s
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = 0
+        self._last_ended = asyncio.get_running_loop().time()
         labels = ["kind"]
         self._open = Gauge("criw_streams_sessions", "Sessions with a client.", labels, registry=registry)
         self._begun = Counter("criw_streams_sessions_begun", "Sessions a client has begun.", labels, registry=registry)
@@ -33,6 +34,13 @@ class Sessions:
             lambda: len(tokens)
         )
 
+    @property
+    def last_used(self) -> float:
+        """When there was last a session or a URL for one, in seconds of the loop's clock."""
+        if self._running or self.tokens:
+            return asyncio.get_running_loop().time()
+        return max(self._last_ended, self.tokens.last_gone)
+
     @contextlib.asynccontextmanager
     async def session(
         self, session: Session, last_used: Callable[[], float], end: Callable[[], None]
@@ -42,10 +50,13 @@ class Sessions:
         self._begun.labels(kind).inc()
         watching = asyncio.create_task(self._watch(kind, last_used, end), name=f"idle {kind}")
         with self._open.labels(kind).track_inprogress():
+            self._running += 1
             try:
                 yield
             finally:
                 watching.cancel()
+                self._running -= 1
+                self._last_ended = asyncio.get_running_loop().time()
 
     async def _watch(self, kind: str, last_used: Callable[[], float], end: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()

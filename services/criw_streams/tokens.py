@@ -19,6 +19,7 @@ class Tokens:
     def __init__(self, *, lifetime_s: float = LIFETIME_S) -> None:
         self._lifetime_s = lifetime_s
         self._waiting: dict[str, tuple[Session, asyncio.TimerHandle]] = {}
+        self.last_gone = asyncio.get_running_loop().time()  # when the last one was used or forgotten
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -28,10 +29,14 @@ class Tokens:
         if len(self._waiting) >= LIMIT:
             raise ResourceExhausted("cannot open a session: maximum number of in-flight requests exceeded; try later")
         token = secrets.token_urlsafe(_BYTES)
-        forget = asyncio.get_running_loop().call_later(self._lifetime_s, self._waiting.pop, token)
+        forget = asyncio.get_running_loop().call_later(self._lifetime_s, self._forget, token)
         self._waiting[token] = session, forget
         kind = next(kind for kind, form in KINDS.items() if isinstance(session, form))
         return f"{kind}/{token}"
+
+    def _forget(self, token: str) -> None:
+        self._waiting.pop(token)
+        self.last_gone = asyncio.get_running_loop().time()
 
     def look(self, path: str) -> Session:
         """The session a path stands for, which stays. Raises NotFound."""
@@ -44,6 +49,7 @@ class Tokens:
     def take(self, path: str) -> Session:
         """The session, which no other will get. Raises NotFound."""
         session = self.look(path)
-        _, forget = self._waiting.pop(path.strip("/").partition("/")[2])
-        forget.cancel()
+        token = path.strip("/").partition("/")[2]
+        self._waiting[token][1].cancel()
+        self._forget(token)
         return session

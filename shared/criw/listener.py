@@ -10,7 +10,7 @@ from typing import Final
 
 from criw.errors import FailedPrecondition
 
-_SD_FIRST_FD: Final = 3  # sd_listen_fds(3)
+SD_FIRST_FD: Final = 3  # sd_listen_fds(3)
 
 
 def group_id(name: str) -> int:
@@ -61,7 +61,7 @@ def handed_over() -> socket.socket | None:
     if count != "1":
         raise FailedPrecondition(f"cannot serve on {count} sockets: hand over one, with one ListenStream= in its unit")
     try:
-        handed = socket.socket(fileno=_SD_FIRST_FD)
+        handed = socket.socket(fileno=SD_FIRST_FD)
         listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as err:
         raise FailedPrecondition(f"cannot serve on the descriptor that was handed over: {err.strerror}") from err

@@ -46,6 +46,7 @@ class Context(Generic[C]):
     config: C
     instance: int
     metrics: Metrics
+    on_demand: bool = False  # its socket was handed over, by whoever starts it when somebody connects there
 
 
 Build: TypeAlias = Callable[[Context[C]], AbstractAsyncContextManager[Collection[Servable]]]
@@ -143,9 +144,10 @@ async def _serve(agent: AgentName, settings: C, instance: int, build: Build[C], 
     stop = _Stop()
     metrics = Metrics(agent)
     readiness = Readiness()
+    on_demand = bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))  # on our own nobody listens yet
     async with (
         _http_endpoint(agent, settings, instance, readiness, metrics),
-        build(Context(settings, instance, metrics)) as services,
+        build(Context(settings, instance, metrics, on_demand)) as services,
     ):
         names = {path.split("/")[1] for service in services for path in service.__mapping__()}
         server = Server([*services, HealthRpc(readiness, names)], metrics, callers_of(agent, settings))

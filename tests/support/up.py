@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 
 from criw.config.common import AGENTS, AgentName
+from criw_ctl.crew import ON_DEMAND
 from support.crew import Crew, python_environment
 
 LIMIT_S = 30.0
@@ -51,8 +52,8 @@ class Up:
         return int((await self.line(rf"criwctl: criw-{agent} started pid=(\d+)"))[1])
 
     async def complete(self) -> dict[AgentName, int]:
-        """The agents' pids, once all are ready."""
-        pids = {agent: await self.started(agent) for agent in AGENTS}
+        """The agents' pids, once all are ready that do not wait to be needed."""
+        pids = {agent: await self.started(agent) for agent in AGENTS if agent not in ON_DEMAND}
         await self.line("^The crew is ready")
         return pids
 

@@ -16,7 +16,10 @@ import pytest
 from criw.config.common import AGENTS, AgentName
 from criw.config.crew import CrewFacts
 from criw.config.load import load
+from criw.rpc.client import Channel, ask
+from criw_ctl.crew import ON_DEMAND
 from criw_ctl.status import SERVING, take_status
+from criw_proto.grpc.health.v1 import HealthCheckRequest, HealthStub
 from support import host
 from support.crew import Crew, python_environment
 from support.up import LIMIT_S, Up, running_up
@@ -98,7 +101,7 @@ async def test_the_crew_starts_and_stops_in_reverse_order(stage: Stage) -> None:
             assert Path(f"/proc/{pid}/fd/0").readlink() == Path(os.devnull)
         up.process.send_signal(signal.SIGINT)
         assert await up.end() == 0
-    assert stopped(up.lines) == list(reversed(AGENTS))
+    assert stopped(up.lines) == [agent for agent in reversed(AGENTS) if agent not in ON_DEMAND]
     assert not stage.crew.config.socket("cri").exists()  # which the door cannot take away itself
     assert up.lines[-1].endswith("criwctl: the crew has stopped")
 
@@ -116,10 +119,33 @@ async def test_what_dies_is_started_again_at_once_and_the_others_go_on(stage: St
         await up.line(r"criw-network was ended by a signal .Killed. after \d\.\d s; starting it again in 0\.00 s")
         assert await up.started("network") != pids["network"]
         await up.line("criwctl: criw-network is ready")
-        for agent in set(AGENTS) - {"network"}:
+        for agent in pids.keys() - {"network"}:
             os.kill(pids[agent], 0)
         up.process.send_signal(signal.SIGTERM)
         assert await up.end() == 0
+
+
+async def test_what_is_rarely_needed_is_started_by_whoever_connects(stage: Stage) -> None:
+    async def call() -> None:
+        async with Channel(stage.crew.config.socket("streams")) as channel:
+            await ask(HealthStub(channel).check, HealthCheckRequest(), timeout_s=LIMIT_S)
+
+    async with stage.up() as up:
+        pids = await up.complete()
+        assert "streams" not in pids
+        await call()
+        first = await up.started("streams")
+        os.kill(first, signal.SIGKILL)  # some of its callers may need it yet
+        second = await up.started("streams")
+        await up.line("criwctl: criw-streams is ready")
+        os.kill(second, signal.SIGTERM)
+        await up.line("criw-streams has ended, for nobody needs it now")
+        await call()
+        assert await up.started("streams") not in {first, second}
+        up.process.send_signal(signal.SIGTERM)
+        assert await up.end() == 0
+    assert "streams" in stopped(up.lines)
+    assert not stage.crew.config.socket("streams").exists()
 
 
 async def test_what_keeps_dying_is_started_with_growing_pauses_until_it_lives(stage: Stage) -> None:

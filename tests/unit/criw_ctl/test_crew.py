@@ -25,7 +25,7 @@ def test_an_agent_that_cannot_be_forked_is_tried_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(crew, "fork_agent", no_memory)
     one, other = socket.socketpair()
     with one, other:
-        tried = Crew(Config(), [], signals=Signals(one), notify=other, let_go=lambda: None)
+        tried = Crew(Config(), [], signals=Signals(one), notify=other, listeners={}, let_go=lambda: None)
         member = crew.Member("storage")
         tried._start(member)
         assert (member.pid, member.quick_deaths) == (None, 1)
