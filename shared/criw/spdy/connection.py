@@ -157,7 +157,7 @@ class Connection:
             case SynStream():
                 self._incoming_stream(frame)
             case SynReply(number, _, fin):
-                if not self._server and (stream := self._streams.get(number)) and stream in self._opening:
+                if not self._server and (stream := self._streams.get(number)):
                     stream.accepted_by_peer()
                     self._answered(stream)
                     stream.take(b"", fin)
@@ -227,7 +227,7 @@ class Connection:
 
     async def send_data(self, stream: Stream, data: bytes) -> bool:
         """Send one data frame when its turn comes. False if the stream was lost before."""
-        if not self._writing_paused and not self._waiting_data:
+        if not self._writing_paused:
             if stream.lost is None:
                 self._write_data(stream, data)
             return stream.lost is None
@@ -259,9 +259,8 @@ class Connection:
         self._streams.pop(stream.id, None)
         self._answered(stream)
         if stream.lost is not None:
-            for sent in [sent for sent, (waiting, _) in self._waiting_data.items() if waiting is stream]:
-                del self._waiting_data[sent]
-                if not sent.done():
+            for sent, (waiting, _) in self._waiting_data.items():
+                if waiting is stream and not sent.done():
                     sent.set_result(False)
 
     def _write_data(self, stream: Stream, data: bytes) -> None:

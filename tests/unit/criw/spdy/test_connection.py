@@ -225,10 +225,15 @@ async def test_a_cancelled_writer_sends_no_more_and_leaves_others_their_turn() -
     cancelled, waiting = await begun(first.write(b"a")), await begun(second.write(b"b"))
     cancelled.cancel()
     side.connection.resume_writing()
+    side.connection.pause_writing()
     await waiting
     assert side.sink.frames() == [Data(3, b"b")]
-    with pytest.raises(asyncio.CancelledError):
-        await cancelled
+    later = await begun(first.write(b"c"))
+    later.cancel()
+    await asyncio.wait({cancelled, later})
+    assert cancelled.cancelled()
+    assert later.cancelled()
+    assert not side.connection._waiting_data
 
 
 async def test_fin_goes_behind_writes_under_way() -> None:
@@ -248,9 +253,10 @@ async def test_fin_goes_behind_writes_under_way() -> None:
 @pytest.mark.parametrize("end", ["reset", "reset here", "close", "abort", "eof", "goaway", "wrong"])
 async def test_whatever_ends_a_stream_wakes_who_waits_for_it(end: str) -> None:
     side = Side()
-    stream = await side.opened()
+    stream, other = await side.opened(), await side.opened(3)
     side.connection.pause_writing()
     writing, reading = await begun(stream.write(b"x")), await begun(stream.read())
+    neighbour = await begun(other.write(b"y"))
     match end:
         case "reset":
             side.feed(Reset(1, 5))
@@ -271,11 +277,18 @@ async def test_whatever_ends_a_stream_wakes_who_waits_for_it(end: str) -> None:
         assert await reading == b""
         with pytest.raises(Closed):
             await writing
-        if not end.startswith("reset"):
+        if end.startswith("reset"):
+            side.connection.resume_writing()
+            await neighbour
+        else:
+            with pytest.raises(Closed):
+                await neighbour
             await side.connection.closed()
             assert await side.connection.accept() is None
-    side.connection.resume_writing()
-    assert Data(1, b"x") not in side.sink.frames()
+            side.connection.resume_writing()
+    said = side.sink.frames()
+    assert Data(1, b"x") not in said
+    assert (Data(3, b"y") in said) is end.startswith("reset")
     assert stream.peer_reset is (end == "reset")
 
 

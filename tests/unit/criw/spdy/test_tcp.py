@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import uvloop
 
-from criw.spdy.connection import Stream
+from criw.spdy.connection import Closed, Stream
 from criw.spdy.frames import Data, Frame, GoAway, Ping, Reader, Reset, SynReply, SynStream, Writer
 from criw.spdy.tcp import WRITE_BUFFER_BYTES, TcpConnection
 from support.spdy import joined
@@ -151,18 +151,38 @@ def test_a_peer_that_still_sends_gets_all_that_was_written_before_the_end(run: R
     run(work())
 
 
-def test_a_slow_peer_gets_the_end_and_then_the_socket_is_closed(run: Run) -> None:
+async def closed_with_bytes_unwritten(tcp: TcpConnection, theirs: socket.socket) -> None:
+    tcp._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # small steps
+    stream = await opened(tcp, theirs)
+    writing = asyncio.create_task(stream.write(b"z" * 50_000_000))
+    while not tcp.connection._writing_paused:
+        await asyncio.sleep(0)
+    assert tcp._transport.get_write_buffer_size() > 0
+    tcp.connection.close()
+    await asyncio.wait({writing})
+    assert isinstance(writing.exception(), Closed)
+
+
+def test_a_slow_peer_gets_the_end_however_late(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         async with served() as (tcp, theirs):
-            stream = await opened(tcp, theirs)
-            writing = asyncio.create_task(stream.write(b"z" * 10_000_000))
-            while not tcp.connection._writing_paused:
+            monkeypatch.setattr("criw.spdy.tcp.LINGER_LIMIT_S", 0)
+            await closed_with_bytes_unwritten(tcp, theirs)
+            assert (await said(theirs))[-2:] == [Reset(1, 5), GoAway(1, 0)]
+
+    run(work())
+
+
+def test_a_closed_socket_hears_that_the_peer_has_closed_its_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with served() as (tcp, theirs):
+            monkeypatch.setattr("criw.spdy.tcp.LINGER_LIMIT_S", 1000)
+            await opened(tcp, theirs)
+            await asyncio.get_running_loop().sock_sendall(theirs, Writer().encode(Data(1, bytes(1_100_000))))
+            while not tcp.connection._reading_paused:
                 await asyncio.sleep(0)
-            assert tcp._transport.get_write_buffer_size() > 0
-            tcp.connection.close()
-            await asyncio.wait({writing})
-            frames = await said(theirs)
-            assert frames[-2:] == [Reset(1, 5), GoAway(1, 0)]
+            tcp.connection.abort()
+            await said(theirs)
             theirs.close()
             await gone(tcp)
 
@@ -172,10 +192,8 @@ def test_a_slow_peer_gets_the_end_and_then_the_socket_is_closed(run: Run) -> Non
 def test_a_peer_that_never_closes_is_left_after_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         async with served() as (tcp, theirs):
-            stream = await opened(tcp, theirs)
-            await stream.write(b"z" * 3_000_000)
             monkeypatch.setattr("criw.spdy.tcp.LINGER_LIMIT_S", 0.05)
-            tcp.connection.close()
+            await closed_with_bytes_unwritten(tcp, theirs)
             await said(theirs)
             await gone(tcp)
 
