@@ -10,12 +10,10 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from criw import kernel, lockfile
@@ -23,6 +21,7 @@ from criw.config.common import AGENTS, AgentName, Common
 from criw.errors import FailedPrecondition
 from criw.listener import bind
 from criw.privileges import identity_of
+from criw_ctl.events import Signals, ended_children, handle_signals, messages, notify_socket
 from criw_ctl.forked import fork_agent, import_shared
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ LONGEST_PAUSE_S: Final = 5.0
 GOOD_LIFE_S: Final = 10.0
 KILL_AFTER_DRAIN_S: Final = 5.0
 ON_DEMAND: Final[tuple[AgentName, ...]] = ("streams",)
-_CREDENTIALS_SIZE: Final = socket.CMSG_SPACE(struct.calcsize("3i"))
 
 
 def pause_before_restart(quick_deaths: int) -> float:
@@ -69,7 +67,7 @@ class Crew:
         settings: Common,
         argv: Sequence[str],
         *,
-        signals: "Signals",
+        signals: Signals,
         notify: socket.socket,
         listeners: Mapping[AgentName, socket.socket],
         let_go: Callable[[], None],
@@ -136,13 +134,13 @@ class Crew:
                 member.wanted = True
         self._signals.clear()
         self._take_notifications()
-        for pid, status in _ended_children():
+        for pid, status in ended_children():
             for member in self._members:
                 if member.pid == pid:
                     self._ended(member, os.waitstatus_to_exitcode(status))
 
     def _take_notifications(self) -> None:
-        for pid, state in _messages(self._notify):
+        for pid, state in messages(self._notify):
             for member in self._members:
                 if member.pid == pid and "READY=1" in state.splitlines():
                     member.ready = True
@@ -183,68 +181,6 @@ class Crew:
         until = None if limit_s is None else time.monotonic() + limit_s
         while member.pid is not None and (until is None or time.monotonic() < until):
             self._handle_events(until=until)
-
-
-class Signals:
-    """Signals as something to poll for: `wakeup` is readable after one has come."""
-
-    def __init__(self, wakeup: socket.socket) -> None:
-        self.wakeup = wakeup
-        self.stop = False
-
-    def handle(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD:  # that one need only wake us up
-            self.stop = True
-
-    def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self.wakeup.recv(4096):
-                pass
-
-
-def _handle_signals(stack: contextlib.ExitStack) -> Signals:
-    """Take over the signals a crew acts on, for the rest of this process."""
-    wakeup, written = socket.socketpair()
-    for end in (wakeup, written):
-        end.setblocking(False)
-        stack.enter_context(end)
-    signals = Signals(wakeup)
-    numbers = [signal.SIGCHLD, signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1) has the crew outlive its terminal
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        signal.signal(number, signals.handle)
-    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-    stack.callback(signal.set_wakeup_fd, -1)
-    return signals
-
-
-def _notify_socket(stack: contextlib.ExitStack) -> socket.socket:
-    """Where the agents tell that they are ready, sd_notify(3): an abstract address, so that no file stays behind."""
-    notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK))
-    notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    notify.bind("")  # the kernel chooses one that is free: unix(7), autobind
-    os.environ["NOTIFY_SOCKET"] = f"@{notify.getsockname()[1:].decode()}"
-    return notify
-
-
-def _messages(notify: socket.socket) -> Iterator[tuple[int, str]]:
-    """Sender's pid, as the kernel vouches for it, and text of each waiting message."""
-    while True:
-        try:
-            text, ancillary, _, _ = notify.recvmsg(4096, _CREDENTIALS_SIZE)
-        except BlockingIOError:
-            return
-        for level, kind, credentials in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                yield struct.unpack("3i", credentials)[0], text.decode(errors="replace")
-
-
-def _ended_children() -> Iterator[tuple[int, int]]:
-    """Pid and status of each child that has ended: agents, and the orphans given to this process."""
-    with contextlib.suppress(ChildProcessError):
-        while (child := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-            yield child
 
 
 def _listener(stack: contextlib.ExitStack, settings: Common, agent: AgentName) -> socket.socket:
@@ -292,8 +228,8 @@ def run_crew(settings: Common, config_path: Path | None, on_ready: Callable[[], 
     argv = ["--config", os.fspath(config_path)] if config_path else []
     with contextlib.ExitStack() as ours:
         _hold_directories(ours, settings)
-        signals = _handle_signals(ours)
-        notify = _notify_socket(ours)
+        signals = handle_signals(ours)
+        notify = notify_socket(ours)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         listeners = {agent: _listener(ours, settings, agent) for agent in ON_DEMAND}
         import_shared()

@@ -8,7 +8,8 @@ import pytest
 
 from criw.config.crew import Config
 from criw_ctl import crew
-from criw_ctl.crew import LONGEST_PAUSE_S, Crew, Signals, pause_before_restart
+from criw_ctl.crew import LONGEST_PAUSE_S, Crew, pause_before_restart
+from criw_ctl.events import Signals
 
 
 def test_the_first_restart_comes_at_once_and_later_ones_ever_later() -> None:
