@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -50,12 +50,14 @@ async def run(
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
     timeout_s: float = 60.0,
+    started: Callable[[int], Awaitable[None]] | None = None,
 ) -> Completed:
     """Run a program to its end. If the caller is cancelled or `timeout_s` passes it is killed and reaped.
 
     Killed with it is whatever it started that has not made a session of its own. `stdin` is its input or a descriptor
     to read that from; none is an empty one. Output that is sent to a descriptor of the caller's is empty in the result;
-    of what is more than a mebibyte the end is kept.
+    of what is more than a mebibyte the end is kept. `started` is awaited with the program's pid once it runs; what it
+    raises ends the program.
 
     Raises FailedPrecondition if there is no such program, DeadlineExceeded after `timeout_s`.
     """
@@ -69,11 +71,14 @@ async def run(
         pass_fds=pass_fds,
     )
     try:
-        async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
-            said = tasks.create_task(_read(process.stdout))
-            complained = tasks.create_task(_read(process.stderr))
-            tasks.create_task(_write(process.stdin, stdin if isinstance(stdin, bytes) else b""))
-            tasks.create_task(_ended(process))
+        async with asyncio.timeout(timeout_s):
+            if started is not None:
+                await started(process.pid)
+            async with asyncio.TaskGroup() as tasks:
+                said = tasks.create_task(_read(process.stdout))
+                complained = tasks.create_task(_read(process.stderr))
+                tasks.create_task(_write(process.stdin, stdin if isinstance(stdin, bytes) else b""))
+                tasks.create_task(_ended(process))
     except TimeoutError as err:
         raise DeadlineExceeded(f"cannot finish {argv[0]} {' '.join(argv[1:3])}: no end after {timeout_s:g} s") from err
     finally:

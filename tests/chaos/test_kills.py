@@ -106,7 +106,7 @@ async def state_of(crew: Crew) -> dict[str, set[str]]:
         "pods attached": set(attached.pod_ids),
         "pods with a directory": names(run / "supervisor" / "pods"),
         "pods with a netns pin": names(run / "network" / "netns"),
-        "pods with a cgroup": hierarchies.of_host().children(crew.cgroup_parent),
+        "pods with a cgroup": hierarchies.of_host().children(crew.cgroup_parent) - {"conmon"},
         "pods with mounts": {point.parts[0] for point in pod_mounts},
         "containers with a rootfs": set(rootfs.rootfs_ids),
         "containers mounted": {point.name for point in mounts_below(run / "storage" / "rootfs")},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from criw import mountinfo
-from criw.errors import InvalidArgument, ResourceExhausted, Unavailable
+from criw.errors import Failed, InvalidArgument, ResourceExhausted, Unavailable
 from criw.kernel import suppress_errno
 from criw.operations import until_gone
 from criw_supervisor.cgroups import killing
@@ -82,6 +82,15 @@ class Cgroups:
                 raise Unavailable(f"cannot make cgroup {cgroup}: its parents are being removed; try again")
             if not self.v2 and root == self.controllers.get("cpuset"):
                 _inherit_cpuset(root, root / cgroup.lstrip("/"))
+
+    def enter(self, cgroup: str, pid: int) -> None:
+        """Put a process into a cgroup, made if need be. Raises as `create`, and Failed if it cannot be in it."""
+        self.create(cgroup)
+        for directory in self.directories(cgroup):
+            try:
+                (directory / "cgroup.procs").write_text(str(pid))
+            except OSError as err:
+                raise Failed(f"cannot put process {pid} into cgroup {directory}: {err.strerror}") from err
 
     def remove(self, cgroup: str) -> None:
         """Remove a cgroup with its (empty) children. Raises Unavailable if processes stay in it."""

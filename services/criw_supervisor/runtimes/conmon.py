@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,13 +68,22 @@ def _pid_file(bundle: Bundle) -> Path:
     return bundle.directory / "conmon.pid"
 
 
-async def create(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle) -> int:
+async def create(
+    conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle, place: Callable[[int], None]
+) -> int:
     """Have conmon make the container; the pid of its first process, which waits to be started.
 
-    The log's directory must be there. Raises Failed with what the runtime said.
+    `place` puts conmon, by its pid, into the cgroup it is to live in, and blocks; conmon does nothing before. The log's
+    directory must be there. Raises Failed with what the runtime said.
     """
     (bundle.directory / "exit").mkdir()
     read_end, write_end = os.pipe()
+    blocked, go = os.pipe()
+
+    async def started(pid: int) -> None:
+        await asyncio.to_thread(place, pid)
+        os.write(go, b"\n")
+
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
@@ -86,15 +95,17 @@ async def create(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bu
                 # conmon forks itself into the background; the sync pipe tells how the runtime fared.
                 await run(
                     command(conmon, runtime, launch, bundle),
-                    env={**os.environ, "_OCI_SYNCPIPE": str(write_end)},
+                    env={**os.environ, "_OCI_SYNCPIPE": str(write_end), "_OCI_STARTPIPE": str(blocked)},
                     cwd=bundle.directory,  # where it leaves a file if the container runs out of memory
-                    pass_fds=[write_end],
+                    pass_fds=[write_end, blocked],
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=stderr.fileno(),
                     timeout_s=CREATE_LIMIT_S,
+                    started=started,
                 )
             finally:
-                os.close(write_end)
+                for end in (write_end, blocked, go):
+                    os.close(end)
         line = await asyncio.wait_for(reader.readline(), CREATE_LIMIT_S)
     finally:
         transport.close()

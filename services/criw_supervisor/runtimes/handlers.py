@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from criw.config.supervisor import SupervisorSection
 from criw.errors import FailedPrecondition
@@ -15,6 +16,7 @@ from criw_supervisor.runtimes.handler import Handler
 from criw_supervisor.runtimes.oci import OciHandler
 
 log = logging.getLogger(__name__)
+_MONITORS: Final = "conmon"  # their cgroup, beside the pods'
 
 
 class Handlers:
@@ -82,7 +84,8 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
     monitor = shutil.which(os.fspath(section.conmon))
     if monitor is None:
         raise FailedPrecondition(f"cannot run containers: {section.conmon} is missing; install the package conmon")
-    make = partial(OciHandler, monitor=monitor, places=places, cgroups=cgroups)
+    monitors = f"{section.cgroup_parent}/{_MONITORS}"
+    make = partial(OciHandler, monitor=monitor, monitors=monitors, places=places, cgroups=cgroups)
     configured = {name: make(name, runtime) for name, runtime in section.runtimes.items()}
     broken: dict[str, str] = {}
 

@@ -38,13 +38,19 @@ _PROBE_WORDS: Final = 2000  # bytes of what the runtime says
 class OciHandler:
     """A handler (`runtimes.handler.Handler`). Needs this process to be a subreaper (see `processes`)."""
 
-    def __init__(self, name: str, runtime: Runtime | None, *, monitor: str, places: Places, cgroups: Cgroups) -> None:
-        """Without `runtime`, for containers whose handler is not configured any more: all but what the runtime does."""
+    def __init__(
+        self, name: str, runtime: Runtime | None, *, monitor: str, monitors: str, places: Places, cgroups: Cgroups
+    ) -> None:
+        """`monitors` is the cgroup of the monitors, each a process of the program `monitor`.
+
+        Without `runtime`, for containers whose handler is not configured any more: all but what the runtime does.
+        """
         self.name = name
         self._root = places.runtime(name)
         self._places = places
         self._cgroups = cgroups
         self._monitor = monitor
+        self._monitors = monitors
         self.program = ""
         self._words: list[str] = []
         if runtime is not None:
@@ -76,7 +82,10 @@ class OciHandler:
     async def create(self, launch: Launch) -> Task:
         bundle = self._bundle(launch.task)
         await asyncio.to_thread(bundle.write, launch.document)
-        pid = await conmon.create(self._monitor, self._runtime, launch, bundle)
+        # With us, what ends or limits our cgroup, as a service manager may, would end all containers; in the pod's,
+        # its limits would hold up what tells of its end.
+        place = partial(self._cgroups.enter, self._monitors)
+        pid = await conmon.create(self._monitor, self._runtime, launch, bundle, place)
         started = processes.start_time(pid)
         if not started:
             raise Failed(f"cannot create container {launch.name}: its process ended before it was started")
@@ -160,6 +169,7 @@ class OciHandler:
 
     def close(self) -> None:
         self._watch.close()
+        self._cgroups.remove_empty(self._monitors, list(map(os.fspath, self._cgroups.directories(self._monitors))))
 
     # --- further commands
 
@@ -208,6 +218,7 @@ class OciHandler:
         if shutil.which(self.program) is None:
             return f"{self.program} is not installed"
         self._root.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(self._cgroups.create, self._monitors)
         container_id = f"{PROBE}{self.name}-{os.getpid()}"
         with tempfile.TemporaryDirectory(prefix=PROBE, dir=self._root.parent) as directory:
             bundle = Path(directory)

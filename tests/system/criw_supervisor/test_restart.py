@@ -77,6 +77,21 @@ async def test_containers_go_on_and_everything_about_them_is_known(own: Supervis
     assert numbers == list(range(1, len(numbers) + 1))  # no line is lost
 
 
+async def test_containers_outlive_all_that_is_in_the_supervisors_cgroup(own: Supervised) -> None:
+    unit, cgroups = f"/criw-unit-{secrets.token_hex(3)}", hierarchies.of_host()
+    cgroups.enter(unit, own.crew.processes["supervisor"].pid)
+    try:
+        container_id = await own.client.run(await own.client.run_pod(), own.image, TICKER)
+        before = await own.client.status(container_id)
+        cgroups.kill(unit)  # as systemd does with a unit that is restarted
+        await own.kill_supervisor()
+        await own.start_supervisor()
+        assert await own.client.status(container_id) == before
+        assert (await own.client.exec(container_id, "true")).exit_code == 0
+    finally:
+        cgroups.remove(unit)
+
+
 async def test_an_exit_in_between_is_known_with_its_code_and_time(own: Supervised) -> None:
     client = own.client
     pod_id = await client.run_pod()
@@ -276,7 +291,7 @@ async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_e
         directory.mkdir(parents=True)
         kernel.mount("tmpfs", directory, fstype="tmpfs")
     assert await sleeper.wait() == -signal.SIGKILL
-    assert cgroups.children(parent) == {pod_id, foreign}
+    assert cgroups.children(parent) == {pod_id, foreign, "conmon"}
     assert [path.name for path in (own.run / "pods").iterdir()] == [pod_id]
     assert list((own.run / "containers").iterdir()) == []
     assert list((own.run / "runtime").rglob("probe-*")) == []

@@ -31,6 +31,7 @@ LIMIT_S: Final = 20.0
 CLOCK_NS: Final = 20_000_000  # files have a coarser clock
 WAITS: Final = ["sh", "-c", "while echo tick; do sleep 0.05; done"]
 SHARES: Final = 512
+MONITORS: Final = "monitors"
 
 
 def exits(code: int) -> list[str]:
@@ -85,6 +86,11 @@ class Case:
             return self.handler.held[task.id].oom_score
         return int(Path(f"/proc/{task.pid}/oom_score_adj").read_text())
 
+    def cgroups_of(self, pid: int) -> set[str]:
+        """The cgroups a process is in, each named from the one all of this case's are in."""
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        return {line.split(":")[2].removeprefix(self._cgroup) for line in lines}
+
     def bundle(self, task: Task) -> Bundle:
         return Bundle(self._bundles / task.id)
 
@@ -124,8 +130,9 @@ async def real(directory: Path) -> AsyncIterator[Case]:
         (directory / "rootfs/bin" / name).symlink_to("busybox")
     cgroups, parent = hierarchies.of_host(), f"/criw-unit-{secrets.token_hex(3)}"
     handler = OciHandler(
-        "runc", Runtime(path=Path("runc")), monitor=conmon, places=Places(directory / "run"), cgroups=cgroups
-    )
+        "runc", Runtime(path=Path("runc")), monitor=conmon, monitors=f"{parent}/{MONITORS}",
+        places=Places(directory / "run"), cgroups=cgroups,
+    )  # fmt: skip
     yield Case(handler, directory, parent)
     cgroups.remove(parent)
     assert not any(directory.exists() for directory in cgroups.directories(parent))
@@ -288,3 +295,12 @@ async def test_an_oom_score_is_that_of_all_that_runs_and_of_what_is_run_later(ca
 
 def _process(command: list[str]) -> JsonObject:
     return {"user": {"uid": 0, "gid": 0}, "args": command, "cwd": "/", "env": ["PATH=/bin"], "terminal": False}
+
+
+async def test_what_holds_a_task_is_in_neither_the_tasks_cgroup_nor_ours(case: Case) -> None:
+    if isinstance(case.handler, FakeHandler):
+        pytest.skip("nothing holds its tasks")
+    task = await case.run(WAITS)
+    conmon = int((case.bundle(task).directory / "conmon.pid").read_text())
+    assert case.cgroups_of(conmon) == {f"/{MONITORS}"}
+    assert case.cgroups_of(task.pid) == {f"/{task.id}"}

@@ -27,7 +27,9 @@ def subreaper() -> Iterator[None]:
 
 def handler(tmp_path: Path, name: str = "runc") -> OciHandler:
     runtime = Runtime(path=Path("runc"))
-    return OciHandler(name, runtime, monitor="/usr/bin/conmon", places=Places(tmp_path), cgroups=CGROUPS)
+    return OciHandler(
+        name, runtime, monitor="/usr/bin/conmon", monitors="/criw/conmon", places=Places(tmp_path), cgroups=CGROUPS
+    )
 
 
 def test_a_request_gets_a_handler_that_works(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Scripted:
         program.write_text(SCRIPT.format(calls=self._calls, fails=directory / "fails", says=directory / "says"))
         program.chmod(0o755)
         places = Places(directory / "run")
-        self.handler = OciHandler("r", Runtime(path=program), monitor="conmon", places=places, cgroups=parse(b""))
+        self.handler = OciHandler(
+            "r", Runtime(path=program), monitor="conmon", monitors="/criw/conmon", places=places, cgroups=parse(b"")
+        )
         self.task = Task(new_id(), "/criw/p/c")
         (places.runtime("r") / self.task.id).mkdir(parents=True)
 
