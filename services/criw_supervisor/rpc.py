@@ -60,6 +60,11 @@ class RuntimeRpc(cri.RuntimeServiceBase):
             conditions.append(
                 cri.RuntimeCondition(type="NothingUnfinished", status=False, reason="CannotFinishYet", message=told)
             )
+        if vulnerable := self._handlers.vulnerable:
+            told = "; ".join(f"{name}: {known}" for name, known in vulnerable.items())
+            conditions.append(
+                cri.RuntimeCondition(type="NoKnownVulnerabilities", status=False, reason="RuntimeIsOld", message=told)
+            )
         names = ["", *self._handlers.working] if ready else list(self._handlers.working)
         return cri.StatusResponse(
             status=cri.RuntimeStatus(conditions=conditions),
@@ -73,7 +78,13 @@ class RuntimeRpc(cri.RuntimeServiceBase):
         return {
             "config": json.dumps(config),
             "unfinished": json.dumps(dict(self._failed)),
-            "handlers": json.dumps({"default": self._handlers.default, "broken": self._handlers.broken}),
+            "handlers": json.dumps(
+                {
+                    "default": self._handlers.default,
+                    "broken": self._handlers.broken,
+                    "vulnerable": dict(self._handlers.vulnerable),
+                }
+            ),
         }
 
     async def runtime_config(self, message: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:

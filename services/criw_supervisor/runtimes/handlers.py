@@ -20,7 +20,10 @@ _MONITORS: Final = "conmon"  # their cgroup, beside the pods'
 
 
 class Handlers:
-    """Handlers by name. `broken` says why one does not work; `default` is "" if none does."""
+    """Handlers by name. `broken` says why one does not work; `default` is "" if none does.
+
+    `vulnerable` says what is known of the runtimes of others, as they were when the supervisor started.
+    """
 
     def __init__(
         self,
@@ -29,11 +32,13 @@ class Handlers:
         default: str,
         *,
         gone: Callable[[str], Handler] | None = None,
+        vulnerable: Mapping[str, str] | None = None,
     ) -> None:
         """`gone` makes a handler for the containers of one that is not configured any more."""
         self.configured = configured
         self.broken = broken
         self.default = default
+        self.vulnerable = vulnerable or {}
         self._gone = gone
         self._were: dict[str, Handler] = {}
 
@@ -88,6 +93,7 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
     make = partial(OciHandler, monitor=monitor, monitors=monitors, places=places, cgroups=cgroups)
     configured = {name: make(name, runtime) for name, runtime in section.runtimes.items()}
     broken: dict[str, str] = {}
+    vulnerable: dict[str, str] = {}
 
     async def probe(handler: OciHandler) -> None:
         try:
@@ -97,9 +103,12 @@ async def probe_handlers(section: SupervisorSection, places: Places, cgroups: Cg
         if why:
             broken[handler.name] = why
             log.warning("runtime handler does not work here", extra={"handler": handler.name, "why": why})
+        elif known := await handler.vulnerabilities():
+            vulnerable[handler.name] = known
+            log.warning("runtime has known vulnerabilities", extra={"handler": handler.name, "known": known})
 
     await together(*(probe(handler) for handler in configured.values()))
     default = section.default_runtime or next((name for name in configured if name not in broken), "")
-    handlers = Handlers(configured, broken, default, gone=lambda name: make(name, None))
+    handlers = Handlers(configured, broken, default, gone=lambda name: make(name, None), vulnerable=vulnerable)
     log.info("runtime handlers", extra={"working": ",".join(handlers.working) or "none", "default": default or "none"})
     return handlers

@@ -24,6 +24,7 @@ from criw_supervisor.cgroups.usage import CgroupUsage, read_usage
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.oci import JsonObject
 from criw_supervisor.runtimes import conmon
+from criw_supervisor.runtimes.advisories import known
 from criw_supervisor.runtimes.bundle import Bundle, encoded
 from criw_supervisor.runtimes.command import OciExec, start_command
 from criw_supervisor.runtimes.handler import LOST_CODE, AttachSession, End, ExecSession, Launch, Task
@@ -231,6 +232,13 @@ class OciHandler:
                     await self._delete(container_id, ended=False)
             except Fault as err:
                 return str(err)
+
+    async def vulnerabilities(self) -> str:
+        """What is known of the runtime's version: see `advisories.known`."""
+        try:
+            return known((await run([self.program, "--version"], timeout_s=_PROBE_LIMIT_S)).stdout.decode())
+        except (Fault, OSError, ValueError):  # that it does not work is told by the probe
+            return ""
 
     async def _probe(self, bundle: Path, container_id: str) -> str:
         words = ("create", "--bundle", os.fspath(bundle), container_id)

@@ -10,8 +10,13 @@ import pytest
 from criw.config.supervisor import Runtime, SupervisorSection
 from criw.errors import FailedPrecondition
 from criw.kernel import PR_SET_CHILD_SUBREAPER, prctl
+from criw.rpc.client import Channel
+from criw_proto.criw.network.v1 import NetworkStub
+from criw_proto.runtime import v1 as cri
 from criw_supervisor.cgroups.hierarchies import parse
 from criw_supervisor.ledger.places import Places
+from criw_supervisor.peers.network import Network
+from criw_supervisor.rpc import RuntimeRpc
 from criw_supervisor.runtimes.handlers import Handlers, probe_handlers
 from criw_supervisor.runtimes.oci import OciHandler
 
@@ -68,6 +73,29 @@ async def test_a_runtime_that_fails_is_broken_and_says_why(tmp_path: Path) -> No
     handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
     assert handlers.broken == {"fails": "cannot do that here"}
     assert list((tmp_path / "runtime").glob("probe-*")) == []
+
+
+OLD = """\
+#!/bin/sh
+test "$*" = --version && printf 'runc version 1.1.5+ds1\\ncommit: x\\n'
+exit 0
+"""
+
+
+async def test_a_runtime_with_known_holes_works_and_they_are_told(tmp_path: Path) -> None:
+    program = tmp_path / "runc"
+    program.write_text(OLD)
+    program.chmod(0o755)
+    section = SupervisorSection(conmon=Path("/bin/sh"), runtimes={"old": Runtime(path=program)})
+    handlers = await probe_handlers(section, Places(tmp_path), CGROUPS)
+    assert handlers.working == ["old"]
+    rpc = RuntimeRpc(section, Places(tmp_path), handlers, Network(NetworkStub(Channel(tmp_path / "none"))), [], {})
+    reply = await rpc.status(cri.StatusRequest(verbose=True))
+    assert reply.status is not None
+    told = {one.type: (one.status, one.message) for one in reply.status.conditions}
+    assert told["RuntimeReady"] == (True, "")
+    assert told["NoKnownVulnerabilities"] == (False, f"old: {handlers.vulnerable['old']}")
+    assert "CVE-2026-41579" in told["NoKnownVulnerabilities"][1]
 
 
 HOLDS_ITS_OUTPUT = """\
