@@ -132,7 +132,7 @@ async def _ended(process: subprocess.Popen[bytes]) -> None:
     """Wait for the end of a program, and reap it."""
     pidfd = os.pidfd_open(process.pid)
     try:
-        await _ready(pidfd, asyncio.get_running_loop().add_reader, asyncio.get_running_loop().remove_reader)
+        await _readable(pidfd)
         process.wait()
     finally:
         os.close(pidfd)
@@ -142,16 +142,32 @@ async def _read(pipe: IO[bytes] | None) -> bytes:
     """What comes out of a pipe until its last writer closes it; its last part if it is a lot."""
     if pipe is None:
         return b""
-    loop, fd = asyncio.get_running_loop(), pipe.fileno()
-    kept = bytearray()
+    fd, kept = pipe.fileno(), bytearray()
     os.set_blocking(fd, False)
     while True:
-        await _ready(fd, loop.add_reader, loop.remove_reader)
+        await _readable(fd)
         if not (chunk := os.read(fd, _CHUNK)):
             return bytes(kept[-_OUTPUT_LIMIT:])
         kept += chunk
         if len(kept) > 2 * _OUTPUT_LIMIT:
             del kept[:-_OUTPUT_LIMIT]
+
+
+async def read_line(fd: int) -> bytes:
+    """The first line that comes out of a pipe; less where its last writer closes it before, or it is a mebibyte."""
+    said = bytearray()
+    os.set_blocking(fd, False)
+    while not said.endswith(b"\n") and len(said) < _OUTPUT_LIMIT:
+        await _readable(fd)
+        if not (chunk := os.read(fd, _CHUNK)):
+            break
+        said += chunk
+    return bytes(said)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    await _ready(fd, loop.add_reader, loop.remove_reader)
 
 
 async def _write(pipe: IO[bytes] | None, data: bytes) -> None:

@@ -78,3 +78,10 @@ def test_modules_and_functions_can_be_read_at_one_sitting() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 lines = node.end_lineno - node.lineno + 1
                 assert lines <= FUNCTION_LINES, f"{name}.{node.name}"
+
+
+def test_no_transport_of_the_loop_reads_or_writes_a_pipe() -> None:
+    # uvloop closes the descriptor of one twice: by then a thread may have opened another file under the number.
+    for name, tree in modules().items():
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert used.isdisjoint({"connect_read_pipe", "connect_write_pipe"}), name

@@ -22,7 +22,7 @@ from asyncinotify import Mask
 from criw.errors import Failed, FailedPrecondition, Unavailable
 from criw.inotify import watching
 from criw.operations import until_gone
-from criw.process import run, runtime_words
+from criw.process import read_line, run, runtime_words
 from criw_supervisor import processes
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.handler import AttachSession, Launch
@@ -77,17 +77,13 @@ async def create(
     directory must be there. Raises Failed with what the runtime said.
     """
     (bundle.directory / "exit").mkdir()
-    read_end, write_end = os.pipe()
+    told, write_end = os.pipe()
     blocked, go = os.pipe()
 
     async def started(pid: int) -> None:
         await asyncio.to_thread(place, pid)
         os.write(go, b"\n")
 
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
-    )
     complaints = bundle.directory / "conmon.log"
     try:
         with complaints.open("wb") as stderr:  # no pipe: conmon would hold it for its whole life
@@ -106,9 +102,9 @@ async def create(
             finally:
                 for end in (write_end, blocked, go):
                     os.close(end)
-        line = await asyncio.wait_for(reader.readline(), CREATE_LIMIT_S)
+        line = await asyncio.wait_for(read_line(told), CREATE_LIMIT_S)
     finally:
-        transport.close()
+        os.close(told)
     return created_pid(launch.name, line, complaints)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from criw import process
-from criw.errors import DeadlineExceeded, FailedPrecondition
-from criw.process import run
+from criw.errors import DeadlineExceeded, Failed, FailedPrecondition
+from criw.process import read_line, run
 
 
 async def gone(pid: int) -> bool:
@@ -140,3 +140,30 @@ async def test_what_is_started_is_not_spared_when_memory_runs_out(
     finally:
         score.write_text(before)
     assert done.stdout == b"0\n"
+
+
+async def test_a_line_is_there_before_its_writer_closes() -> None:
+    read_end, write_end = os.pipe()
+    try:
+        line = asyncio.create_task(read_line(read_end))
+        os.write(write_end, b"one ")
+        await asyncio.sleep(0)
+        os.write(write_end, b"line\n")
+        assert await asyncio.wait_for(line, 5) == b"one line\n"
+        os.write(write_end, b"part")
+        os.close(write_end)
+        assert await asyncio.wait_for(read_line(read_end), 5) == b"part"
+    finally:
+        os.close(read_end)
+
+
+async def test_a_program_can_be_prepared_before_it_goes_on_and_is_ended_if_that_fails() -> None:
+    seen: list[int] = []
+
+    async def prepare(pid: int) -> None:
+        seen.append(pid)
+        raise Failed("cannot prepare it")
+
+    with pytest.raises(Failed, match="cannot prepare it"):
+        await run(["sleep", "600"], started=prepare)
+    assert not Path(f"/proc/{seen[0]}").exists()
