@@ -43,36 +43,39 @@ def send_signal(pid: int, started: int, number: int) -> bool:
     return True
 
 
-def kill_family(leader: int, members: Callable[[], Collection[int]]) -> None:
+async def kill_family(leader: int, members: Callable[[], Collection[int]]) -> None:
     """SIGKILL a session's leader, its descendants and all of their sessions: an exec'd command and what it started.
 
     `members` are those who may be of the family: the processes of the container, among the thousands of a host.
 
-    A process that has left both the session and its parent cannot be told from the container's own. Raises Unavailable
-    if some survive.
+    A process that has left both the session and its parent cannot be told from the container's own. What somebody has
+    frozen on cgroup v1 is not thawed for it: it dies when it is. Raises Unavailable if some survive.
     """
     family = {leader}
 
     def look() -> set[int]:
         alive = _family(family, members())
         family.update(alive)  # a child that is seen only after its parent died is known by its session
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return alive
+        for pid, started in alive.items():
+            send_signal(pid, started, signal.SIGKILL)
+        return set(alive)
 
-    if left := until_gone(_KILL_LIMIT_S, look):
+    if left := await until_gone(_KILL_LIMIT_S, look):
         raise Unavailable(f"cannot kill processes {sorted(left)}: they survive SIGKILL; are they stuck in I/O?")
 
 
-def _family(known: set[int], candidates: Collection[int]) -> set[int]:
-    """The living processes among `known`, their descendants, and the members of the sessions they lead."""
+def _family(known: set[int], candidates: Collection[int]) -> dict[int, int]:
+    """The living processes among `known`, their descendants, and the members of the sessions they lead.
+
+    With the start time of each (see `start_time`).
+    """
     parents: dict[int, tuple[int, int]] = {}
+    started: dict[int, int] = {}
     for pid in candidates:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] not in {"Z", "X"}:
-                parents[pid] = int(fields[1]), int(fields[3])
+                parents[pid], started[pid] = (int(fields[1]), int(fields[3])), int(fields[19])
     found: set[int] = set()
     while more := {
         pid
@@ -80,7 +83,7 @@ def _family(known: set[int], candidates: Collection[int]) -> set[int]:
         if pid not in found and (pid in known or not found.isdisjoint({parent, session}) or session in known)
     }:
         found |= more
-    return found
+    return {pid: started[pid] for pid in found}
 
 
 def pids() -> list[int]:
@@ -96,7 +99,7 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
-def kill_starter(mark: str) -> None:
+async def kill_starter(mark: str) -> None:
     """SIGKILL the program with `mark` among its arguments, and what it has started and not left to others yet.
 
     Raises Unavailable if some survive.
@@ -111,7 +114,7 @@ def kill_starter(mark: str) -> None:
             send_signal(pid, start_time(pid), signal.SIGKILL)
         return found
 
-    if left := until_gone(_KILL_LIMIT_S, look):
+    if left := await until_gone(_KILL_LIMIT_S, look):
         raise Unavailable(f"cannot kill processes {sorted(left)}: they survive SIGKILL; are they stuck in I/O?")
 
 

@@ -4,14 +4,15 @@ its caller does, or side by side.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any, Final, TypeVar, cast
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_LOOK_PAUSE_S: Final = 0.002
+_FIRST_LOOK_PAUSE_S: Final = 0.002
+_LONGEST_LOOK_PAUSE_S: Final = 0.05
 
 Work = Callable[[], Coroutine[Any, Any, T]]
 
@@ -65,14 +66,17 @@ class Operations:
             await asyncio.wait(self._running.values())
 
 
-def until_gone(limit_s: float, look: Callable[[], T]) -> T:
+async def until_gone(limit_s: float, look: Callable[[], T], *, threads: Executor | None = None) -> T:
     """Call `look`, which sends away what is there and returns it, until nothing is or `limit_s` seconds have passed.
 
-    Returns what was there at the last look: empty when all is gone. One look is made in any case. Blocks.
+    Each look is made in a thread (of `threads`, or of those all share), and none is held between two. Returns what was
+    there at the last look: empty when all is gone. One look is made in any case.
     """
-    until = time.monotonic() + limit_s
-    while (left := look()) and time.monotonic() < until:
-        time.sleep(_LOOK_PAUSE_S)
+    loop = asyncio.get_running_loop()
+    until, pause_s = loop.time() + limit_s, _FIRST_LOOK_PAUSE_S
+    while (left := await loop.run_in_executor(threads, look)) and loop.time() < until:
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LONGEST_LOOK_PAUSE_S)
     return left
 
 

@@ -4,13 +4,15 @@ The OCI runtime makes and configures the container's cgroup; the pod's above it 
 Version 2 is one hierarchy at /sys/fs/cgroup; version 1, hybrid included, is one for each controller (cgroups(7)).
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
 import os
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from criw import mountinfo
 from criw.errors import Failed, InvalidArgument, ResourceExhausted, Unavailable
@@ -18,9 +20,11 @@ from criw.kernel import suppress_errno
 from criw.operations import until_gone
 from criw_supervisor.cgroups import killing
 
+T = TypeVar("T")
 ROOT: Final = Path("/sys/fs/cgroup")
 _BUSY_LIMIT_S: Final = 5.0
 _MAKE_ATTEMPTS: Final = 20
+_THREADS: Final = 2
 _V1_CONTROLLERS: Final = frozenset(
     {"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls", "net_prio", "perf_event",
      "hugetlb", "rdma", "misc"}
@@ -35,6 +39,11 @@ class Cgroups:
         self._hierarchies = sorted(hierarchies)
         self.controllers = controllers  # v1: controller -> mount point
         self.v2 = v2
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="cgroups")
+
+    async def ask(self, look: Callable[[], T]) -> T:
+        """Have a look at cgroups in a thread: one of a few of their own, lest a hundred ends keep all others busy."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, look)
 
     @property
     def version(self) -> int:
@@ -92,13 +101,14 @@ class Cgroups:
             except OSError as err:
                 raise Failed(f"cannot put process {pid} into cgroup {directory}: {err.strerror}") from err
 
-    def remove(self, cgroup: str) -> None:
+    async def remove(self, cgroup: str) -> None:
         """Remove a cgroup with its (empty) children. Raises Unavailable if processes stay in it."""
-        for root in self._hierarchies:
-            directory = root / cgroup.lstrip("/")
-            if directory.is_dir():
-                for below, _, _ in os.walk(directory, topdown=False):
-                    _rmdir(Path(below))
+
+        def look() -> OSError | None:
+            return next(filter(None, map(_remove_tree, self.directories(cgroup))), None)
+
+        if (err := await until_gone(_BUSY_LIMIT_S, look, threads=self._threads)) is not None:
+            raise Unavailable(f"cannot remove cgroup {err.filename}: processes are in it; try again") from err
 
     def remove_empty(self, cgroup: str, tops: Collection[str]) -> None:
         """Remove a cgroup where nothing is in it, then its parents likewise up to the one of `tops` above it.
@@ -116,15 +126,14 @@ class Cgroups:
         """Processes in the cgroup and below it, in any hierarchy."""
         return set().union(*(killing.members(top) for top in self.directories(cgroup)))
 
-    def kill(self, cgroup: str) -> None:
+    async def kill(self, cgroup: str) -> None:
         """SIGKILL everything in the cgroup until nothing is left. Raises Unavailable after some seconds."""
-        tops, seen = self.directories(cgroup), self.processes(cgroup)
-        if not seen:
-            return
+        tops = self.directories(cgroup)
+        seen: set[int] = set()
 
         def look() -> set[int]:
             pids = self.processes(cgroup)
-            forks = not pids <= seen
+            forks = bool(seen) and not pids <= seen
             seen.update(pids)
             if pids:
                 for top in tops if forks else ():
@@ -135,7 +144,7 @@ class Cgroups:
                     killing.thaw(top)
             return pids
 
-        if left := until_gone(_BUSY_LIMIT_S, look):
+        if left := await until_gone(_BUSY_LIMIT_S, look, threads=self._threads):
             raise Unavailable(f"cannot kill the processes {sorted(left)} of cgroup {cgroup}; try again")
 
     def thaw(self, cgroup: str) -> None:
@@ -211,22 +220,18 @@ def _inherit_cpuset(root: Path, directory: Path) -> None:
                     here.write_text((root / parent).parent.joinpath(name).read_text())
 
 
-def _rmdir(directory: Path) -> None:
-    """Remove one cgroup; it stays busy for a moment after its last process died."""
-
-    def busy() -> OSError | None:
+def _remove_tree(top: Path) -> OSError | None:
+    """Remove a cgroup and those below it; why not, if one is busy: it is for a moment after its last process died."""
+    for below, _, _ in os.walk(top, topdown=False):
         try:
-            directory.rmdir()
+            Path(below).rmdir()
         except FileNotFoundError:
-            return None
+            continue
         except OSError as err:
             if err.errno != errno.EBUSY:
                 raise
             return err
-        return None
-
-    if (err := until_gone(_BUSY_LIMIT_S, busy)) is not None:
-        raise Unavailable(f"cannot remove cgroup {directory}: processes are in it; try again") from err
+    return None
 
 
 def flat_keyed(path: Path) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """The operations on containers: each runs once at a time, outlives its caller, and is joined by a second one."""
 
+import asyncio
+
 from criw.ids import new_id
 from criw.operations import Operations
 from criw_proto.runtime.v1 import LinuxContainerResources
@@ -26,6 +28,7 @@ class Containers:
         self._host = host
         self._operations = Operations()
         self._stops = Operations()
+        self._kills = asyncio.Semaphore(stop.KILLS_AT_ONCE)
 
     async def drain(self) -> None:
         """Wait until every operation in progress has ended. Stops are given up: their grace may be hours.
@@ -62,7 +65,7 @@ class Containers:
         stopping = stop.request_stop(container, grace_s)
         await self._stops.run(
             f"stop {container.id}",
-            lambda: stop.stop(container, stopping, ledger=self._ledger, handlers=self._handlers),
+            lambda: stop.stop(container, stopping, ledger=self._ledger, handlers=self._handlers, turns=self._kills),
         )
 
     async def remove(self, container: Container) -> None:

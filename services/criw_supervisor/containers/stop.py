@@ -1,6 +1,7 @@
 """StopContainer."""
 
 import asyncio
+import contextlib
 import signal
 from typing import Final
 
@@ -12,6 +13,8 @@ from criw_supervisor.runtimes.handler import task_of
 from criw_supervisor.runtimes.handlers import Handlers
 
 KILL_LIMIT_S: Final = 10.0
+KILLS_AT_ONCE: Final = 4  # the ends of hundreds at once would keep every other call waiting
+_TURN_S: Final = 0.2  # for one that ends as it should; no longer, as one in the kernel may not
 
 
 def request_stop(container: Container, grace_s: float) -> Stopping:
@@ -25,8 +28,10 @@ def request_stop(container: Container, grace_s: float) -> Stopping:
     return container.stopping
 
 
-async def stop(container: Container, stopping: Stopping, *, ledger: Ledger, handlers: Handlers) -> None:
-    """Send the stop signal, wait until the deadline, then kill; return once the exit is recorded.
+async def stop(
+    container: Container, stopping: Stopping, *, ledger: Ledger, handlers: Handlers, turns: asyncio.Semaphore
+) -> None:
+    """Send the stop signal, wait until the deadline, then kill, in turn with others; return once the exit is recorded.
 
     Raises Unavailable if the container is still alive some seconds after SIGKILL.
     """
@@ -39,14 +44,17 @@ async def stop(container: Container, stopping: Stopping, *, ledger: Ledger, hand
             await handlers.of_record(record.runtime).kill(task_of(record), record.stop_signal)
             await _wait_for_exit(container, stopping)
         if not container.exited.is_set():
-            await _kill(container, ledger=ledger, handlers=handlers)
+            await _kill(container, ledger=ledger, handlers=handlers, turns=turns)
     finally:
         container.stopping = None
 
 
-async def _kill(container: Container, *, ledger: Ledger, handlers: Handlers) -> None:
+async def _kill(container: Container, *, ledger: Ledger, handlers: Handlers, turns: asyncio.Semaphore) -> None:
     handler, task = handlers.of_record(container.record.runtime), task_of(container.record)
-    await handler.kill(task, signal.SIGKILL)
+    async with turns:
+        await handler.kill(task, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(container.exited.wait(), _TURN_S)
     try:
         await asyncio.wait_for(container.exited.wait(), KILL_LIMIT_S)
     except TimeoutError:

@@ -1,5 +1,6 @@
 """Programs that outlived the supervisor that ran them: runtimes in the middle of something, commands in containers."""
 
+import asyncio
 import logging
 import signal
 from collections.abc import Collection
@@ -16,21 +17,21 @@ log = logging.getLogger(__name__)
 _LIMIT_S: Final = 10.0
 
 
-def await_runtimes(created: Collection[str], running: Collection[Bundle], *, known: Collection[str]) -> None:
+async def await_runtimes(created: Collection[str], running: Collection[Bundle], *, known: Collection[str]) -> None:
     """Wait for runtimes that start `created` containers or run commands in `running` ones; kill those that take long.
 
     `known` are the ids of all containers: what is in one of their cgroups is no runtime, whatever it calls itself.
-    Only then it is sure what was started. Blocks.
+    Only then it is sure what was started.
     """
     executing = [bundle for bundle in running if bundle.all_exec_files()]
     if not created and not executing:
         return
     look = partial(_runtimes, frozenset(created), executing, frozenset(known))
-    if left := until_gone(_LIMIT_S, look):
+    if left := await until_gone(_LIMIT_S, look):
         log.warning("killing runtimes that do not finish a start or an exec", extra={"pids": sorted(left)})
         for pid in left:
             processes.send_signal(pid, processes.start_time(pid), signal.SIGKILL)
-        until_gone(_LIMIT_S, look)
+        await until_gone(_LIMIT_S, look)
 
 
 def _runtimes(created: frozenset[str], executing: Collection[Bundle], known: frozenset[str]) -> list[int]:
@@ -55,11 +56,12 @@ def _cgroup_names(pid: int) -> set[str]:
     return {name for line in text.splitlines() for name in line.split("/")[1:]}
 
 
-def end_commands(bundle: Bundle, cgroup: str, cgroups: Cgroups) -> None:
-    """End the commands that were left in a running container, whose callers are gone. Blocks."""
-    for path in bundle.all_exec_files():
+async def end_commands(bundle: Bundle, cgroup: str, cgroups: Cgroups) -> None:
+    """End the commands that were left in a running container, whose callers are gone."""
+    members = partial(cgroups.processes, cgroup)
+    for path in await asyncio.to_thread(bundle.all_exec_files):
         if path.suffix == ".pid" and (text := path.read_text()).isdecimal():
-            pid, members = int(text), partial(cgroups.processes, cgroup)
-            if pid in members():  # and not another's by now
-                processes.kill_family(pid, members)
+            pid = int(text)
+            if pid in await cgroups.ask(members):  # and not another's by now
+                await processes.kill_family(pid, members)
         path.unlink(missing_ok=True)

@@ -52,7 +52,7 @@ class Recovery:
         containers, bundle = self._ledger.all_containers(), self._ledger.places.bundle
         created = [one.id for one in containers if one.record.state is ContainerState.CREATED]
         running = [Bundle(bundle(one.id)) for one in containers if one.running]
-        await asyncio.to_thread(await_runtimes, created, running, known=[one.id for one in containers])
+        await await_runtimes(created, running, known=[one.id for one in containers])
 
     async def _catch_up(self, container: Container) -> None:
         """Bring a container's record to what is true now, end the commands left in it, and have its end told."""
@@ -68,4 +68,4 @@ class Recovery:
             await self._containers.note_started(container)  # started, but the answer was never given
         if container.running:
             bundle = Bundle(self._ledger.places.bundle(container.id))
-            await asyncio.to_thread(end_commands, bundle, record.cgroup, self._cgroups)
+            await end_commands(bundle, record.cgroup, self._cgroups)

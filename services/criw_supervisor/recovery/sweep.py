@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.places import PodFiles
 from criw_supervisor.pods import namespaces
-from criw_supervisor.recovery.unfinished import Unfinished
+from criw_supervisor.recovery.unfinished import Step, Unfinished
 from criw_supervisor.runtimes.oci import PROBE
 
 log = logging.getLogger(__name__)
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 async def sweep(ledger: Ledger, cgroups: Cgroups, *, cgroup_parent: str, unfinished: Unfinished) -> None:
     """Remove all of it; what cannot be is left to `unfinished`."""
     found = await asyncio.to_thread(lambda: list(_strays(ledger, cgroups, cgroup_parent)))
-    await asyncio.gather(*(unfinished.attempt(what, partial(asyncio.to_thread, remove)) for what, remove in found))
+    await asyncio.gather(*(unfinished.attempt(what, remove) for what, remove in found))
 
 
-def _strays(ledger: Ledger, cgroups: Cgroups, cgroup_parent: str) -> Iterator[tuple[str, Callable[[], None]]]:
+def _strays(ledger: Ledger, cgroups: Cgroups, cgroup_parent: str) -> Iterator[tuple[str, Step]]:
     places = ledger.places
     for path in places.pods.iterdir():
         if not ledger.knows(path.name):
-            yield f"remove the stray directory of a pod {path}", partial(_remove_pod, path)
+            yield f"remove the stray directory of a pod {path}", partial(asyncio.to_thread, _remove_pod, path)
     for path in places.bundles.iterdir():
         if not ledger.knows(path.name):
-            yield f"remove the stray bundle {path}", partial(_remove_tree, path)
+            yield f"remove the stray bundle {path}", partial(asyncio.to_thread, _remove_tree, path)
     for path in (places.run / "runtime").rglob(f"{PROBE}*"):
-        yield f"remove what a probe left {path}", partial(_remove_tree, path)
+        yield f"remove what a probe left {path}", partial(asyncio.to_thread, _remove_tree, path)
     for name in cgroups.children(cgroup_parent):
         # Names only we give: an administrator may have chosen a parent that others use, too.
         if (is_id(name) or name.startswith(PROBE)) and not ledger.knows(name):
@@ -55,7 +55,7 @@ def _remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_cgroup(cgroups: Cgroups, cgroup: str) -> None:
+async def _remove_cgroup(cgroups: Cgroups, cgroup: str) -> None:
     log.info("removing a cgroup without a pod", extra={"cgroup": cgroup})
-    cgroups.kill(cgroup)
-    cgroups.remove(cgroup)
+    await cgroups.kill(cgroup)
+    await cgroups.remove(cgroup)

@@ -46,7 +46,7 @@ class OciExec:
         if self._ending.done():  # it was reaped: its pid may be another's
             return
         try:
-            await asyncio.to_thread(processes.kill_family, self._pid, self._members)
+            await processes.kill_family(self._pid, self._members)
             await self._ending
         except Unavailable as err:
             log.warning("a command is left in a container", extra={"error": str(err)})
@@ -105,7 +105,7 @@ async def _end_started(
 ) -> None:
     """End a command that may be about to start, and the runtime: it may wait for ever for a file of the container."""
     process_file, pid_file = files
-    await asyncio.to_thread(processes.kill_starter, os.fspath(process_file))
+    await processes.kill_starter(os.fspath(process_file))
     await starting
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):  # not started, or over already
         await OciExec(int(pid_file.read_text()), files, members).kill()

@@ -143,7 +143,7 @@ def _pid(bundle: Bundle) -> int:
         return 0
 
 
-def kill_makers(bundle: Bundle) -> None:
+async def kill_makers(bundle: Bundle) -> None:
     """Kill conmon and the runtime that work on a bundle, also ones whose pid files were never written.
 
     Raises Unavailable if some survive.
@@ -156,7 +156,7 @@ def kill_makers(bundle: Bundle) -> None:
             processes.send_signal(pid, processes.start_time(pid), signal.SIGKILL)
         return found
 
-    if left := until_gone(_KILL_LIMIT_S, look):
+    if left := await until_gone(_KILL_LIMIT_S, look):
         raise Unavailable(f"cannot kill processes {left}, which work on {bundle.directory}; try again")
 
 

@@ -33,6 +33,7 @@ from criw_supervisor.runtimes.watch import Watch
 log = logging.getLogger(__name__)
 PROBE: Final = "probe-"  # begins the names of what a probe makes
 _PROBE_LIMIT_S: Final = 20.0
+_DELETES_AT_ONCE: Final = 2
 _PROBE_WORDS: Final = 2000  # bytes of what the runtime says
 
 
@@ -58,6 +59,7 @@ class OciHandler:
             self.program = shutil.which(os.fspath(runtime.path)) or os.fspath(runtime.path)
             self._words = [self.program, *runtime.args, "--root", os.fspath(self._root)]
         self._watch = Watch()
+        self._deletes = asyncio.Semaphore(_DELETES_AT_ONCE)
 
     def _bundle(self, task: Task) -> Bundle:
         return Bundle(self._places.bundle(task.id))
@@ -96,7 +98,7 @@ class OciHandler:
         await self._must(f"start container {task.id}", "start", task.id)
 
     async def kill(self, task: Task, number: int) -> bool:
-        return await asyncio.to_thread(self._signal, task, number)
+        return await self._cgroups.ask(partial(self._signal, task, number))
 
     def _signal(self, task: Task, number: int) -> bool:
         there = processes.send_signal(task.pid, task.pid_started, number)
@@ -118,7 +120,7 @@ class OciHandler:
         await asyncio.to_thread(write)
 
     async def kill_all(self, task: Task) -> None:
-        await asyncio.to_thread(self._cgroups.kill, task.cgroup)
+        await self._cgroups.kill(task.cgroup)
 
     async def release(self, task: Task) -> None:
         await self._delete(task.id, ended=True)
@@ -126,22 +128,23 @@ class OciHandler:
     async def delete(self, task: Task, *, ended: bool) -> None:
         if not ended:
             # They go first: conmon would record the end of what is being forgotten.
-            await asyncio.to_thread(conmon.kill_makers, self._bundle(task))
+            await conmon.kill_makers(self._bundle(task))
         await self.kill_all(task)
         await self._delete(task.id, ended=ended)
+        await self._cgroups.remove(task.cgroup)
         await asyncio.to_thread(self._remove_rest, task)
 
     async def _delete(self, container_id: str, *, ended: bool) -> None:
         if not (self._root / container_id).exists() or not self._words:
             return
         if ended:  # without --force, which makes runc 1.2 and later wait for what it kills: a tenth of a second
-            done = await run([*self._runtime, "delete", container_id])
+            async with self._deletes:
+                done = await run([*self._runtime, "delete", container_id])
             if done.code == 0:
                 return
         await self._must(f"delete container {container_id}", "delete", "--force", container_id)
 
     def _remove_rest(self, task: Task) -> None:
-        self._cgroups.remove(task.cgroup)
         shutil.rmtree(self._root / task.id, ignore_errors=True)
         self._bundle(task).remove()
 
@@ -158,7 +161,7 @@ class OciHandler:
         there = conmon.is_there(bundle)  # asked first: what it leaves is there before it ends
         if (found := conmon.read_exit(bundle)) is None:
             return None if there else End(LOST_CODE, time.time_ns(), lost=True)
-        killed = await asyncio.to_thread(self._cgroups.oom_kills, task.cgroup)
+        killed = await self._cgroups.ask(partial(self._cgroups.oom_kills, task.cgroup))
         return End(found.code, found.at_ns, out_of_memory=bool(killed and found.code))
 
     async def recover(self, task: Task) -> bool:

@@ -216,4 +216,4 @@ async def test_a_cgroup_of_somebody_else_stays(client: Client, busybox: str, tra
         assert all(one.exists() for one in host.directories(theirs))
         assert host.children(theirs) == set()
     finally:
-        host.remove(theirs)
+        await host.remove(theirs)

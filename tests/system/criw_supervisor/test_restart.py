@@ -83,13 +83,13 @@ async def test_containers_outlive_all_that_is_in_the_supervisors_cgroup(own: Sup
     try:
         container_id = await own.client.run(await own.client.run_pod(), own.image, TICKER)
         before = await own.client.status(container_id)
-        cgroups.kill(unit)  # as systemd does with a unit that is restarted
+        await cgroups.kill(unit)  # as systemd does with a unit that is restarted
         await own.kill_supervisor()
         await own.start_supervisor()
         assert await own.client.status(container_id) == before
         assert (await own.client.exec(container_id, "true")).exit_code == 0
     finally:
-        cgroups.remove(unit)
+        await cgroups.remove(unit)
 
 
 async def test_an_exit_in_between_is_known_with_its_code_and_time(own: Supervised) -> None:
@@ -295,7 +295,7 @@ async def test_what_carries_our_marks_but_has_no_record_is_removed_and_nothing_e
     assert [path.name for path in (own.run / "pods").iterdir()] == [pod_id]
     assert list((own.run / "containers").iterdir()) == []
     assert list((own.run / "runtime").rglob("probe-*")) == []
-    cgroups.remove(f"{parent}/{foreign}")
+    await cgroups.remove(f"{parent}/{foreign}")
 
 
 # --- monitors
@@ -367,9 +367,9 @@ async def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(own: 
         for container_id in hierarchies.of_host().children(f"{crew.cgroup_parent}/{pod_id}"):
             if (own.run / "containers" / container_id / "conmon.pid").exists():
                 os.kill(await conmon_of(own, container_id), signal.SIGKILL)
-            hierarchies.of_host().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
-            hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
-        hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}")
+            await hierarchies.of_host().kill(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
+            await hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}/{container_id}")
+        await hierarchies.of_host().remove(f"{crew.cgroup_parent}/{pod_id}")
     for point in mounts_below(own.run):
         kernel.umount2(point, flags=kernel.MNT_DETACH)
     shutil.rmtree(own.run)

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -202,19 +203,28 @@ async def test_the_results_of_what_runs_together_come_in_its_order() -> None:
     assert await together(*(late(number) for number in range(5))) == [0, 1, 2, 3, 4]
 
 
-def test_it_is_looked_again_until_nothing_is_left() -> None:
+async def test_it_is_looked_again_until_nothing_is_left() -> None:
     there = [{1, 2}, {2}, {2}, set[int]()]
-    assert until_gone(5, lambda: there.pop(0)) == set()
+    assert await until_gone(5, lambda: there.pop(0)) == set()
     assert there == []
 
 
-def test_what_does_not_go_is_told_after_the_limit() -> None:
+async def test_what_does_not_go_is_told_after_the_limit() -> None:
     looks = []
 
     def look() -> list[int]:
         looks.append(time.monotonic())
         return [7]
 
-    assert until_gone(0.02, look) == [7]
+    assert await until_gone(0.02, look) == [7]
     assert looks[-1] - looks[0] >= 0.02
-    assert until_gone(0, look) == [7]
+    assert await until_gone(0, look) == [7]
+
+
+async def test_what_does_not_go_holds_no_thread_that_others_wait_for() -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    stay = [asyncio.create_task(until_gone(1, lambda: [7])) for _ in range(30)]
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.5):
+        assert await asyncio.to_thread(lambda: 1) == 1
+    assert await asyncio.gather(*stay) == [[7]] * 30

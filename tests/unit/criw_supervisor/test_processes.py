@@ -94,12 +94,12 @@ time.sleep(600)
 """
 
 
-def test_a_command_is_killed_with_all_it_started(tmp_path: Path) -> None:
+async def test_a_command_is_killed_with_all_it_started(tmp_path: Path) -> None:
     bystander = subprocess.Popen(["sleep", "600"], start_new_session=True)
     told = tmp_path / "pids"
     leader = subprocess.Popen([sys.executable, "-c", FAMILY, str(told)], start_new_session=True)
     pids = [int(line) for line in wait_for_text(told, 5)]
-    kill_family(leader.pid, processes.pids)
+    await kill_family(leader.pid, processes.pids)
     assert leader.wait() == -signal.SIGKILL
     assert [pid for pid in pids if start_time(pid)] == []
     assert bystander.poll() is None
@@ -107,19 +107,19 @@ def test_a_command_is_killed_with_all_it_started(tmp_path: Path) -> None:
     bystander.wait()
 
 
-def test_a_leader_that_has_ended_does_not_save_its_children(tmp_path: Path) -> None:
+async def test_a_leader_that_has_ended_does_not_save_its_children(tmp_path: Path) -> None:
     told = tmp_path / "pids"
     script = 'sleep 600 & echo $! >> "$1"'
     leader = subprocess.Popen(["sh", "-c", script, "sh", str(told)], start_new_session=True)
     leader.wait()
     (pid,) = (int(line) for line in wait_for_text(told, 1))
     assert start_time(pid)
-    kill_family(leader.pid, processes.pids)
+    await kill_family(leader.pid, processes.pids)
     assert start_time(pid) == 0
 
 
-def test_nothing_to_kill_is_a_success() -> None:
-    kill_family(NO_PID, processes.pids)
+async def test_nothing_to_kill_is_a_success() -> None:
+    await kill_family(NO_PID, processes.pids)
 
 
 def test_a_pid_namespace_is_that_of_the_process_meant_or_of_none() -> None:

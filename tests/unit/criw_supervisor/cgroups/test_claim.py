@@ -1,10 +1,11 @@
 """Who may use a cgroup whose strays are killed: one supervisor, and no other while it or its pods are there."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from criw.errors import FailedPrecondition
 from criw.ids import new_id
@@ -23,11 +24,11 @@ def host() -> Cgroups:
     return found
 
 
-@pytest.fixture
-def parent(host: Cgroups) -> Iterator[str]:
+@pytest_asyncio.fixture
+async def parent(host: Cgroups) -> AsyncIterator[str]:
     name = f"/criw-unit-{secrets.token_hex(3)}"
     yield name
-    host.remove(name)
+    await host.remove(name)
 
 
 def test_a_cgroup_is_one_running_supervisors_alone(host: Cgroups, parent: str) -> None:
@@ -41,7 +42,7 @@ def test_a_cgroup_is_one_running_supervisors_alone(host: Cgroups, parent: str) -
     assert not any(directory.exists() for directory in host.directories(parent))
 
 
-def test_a_stopped_supervisors_pods_are_not_another_ones_to_kill(host: Cgroups, parent: str) -> None:
+async def test_a_stopped_supervisors_pods_are_not_another_ones_to_kill(host: Cgroups, parent: str) -> None:
     pod = f"{parent}/{new_id()}"
     with claimed(host, parent, owner=OURS):
         host.create(pod)
@@ -49,11 +50,11 @@ def test_a_stopped_supervisors_pods_are_not_another_ones_to_kill(host: Cgroups, 
     with pytest.raises(FailedPrecondition, match=refusal), claimed(host, parent, owner=THEIRS):
         pass
     with claimed(host, parent, owner=OURS):
-        host.remove(pod)
+        await host.remove(pod)
 
 
-def test_the_mark_of_one_that_has_left_nothing_keeps_nobody_away(host: Cgroups, parent: str) -> None:
+async def test_the_mark_of_one_that_has_left_nothing_keeps_nobody_away(host: Cgroups, parent: str) -> None:
     with claimed(host, parent, owner=OURS):
         host.create(f"{parent}/of-somebody-else")
     with claimed(host, parent, owner=THEIRS):
-        host.remove(f"{parent}/of-somebody-else")
+        await host.remove(f"{parent}/of-somebody-else")

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from criw.errors import InvalidArgument, Unavailable
 from criw_supervisor.cgroups import hierarchies as cgroups
@@ -117,10 +118,10 @@ def test_a_cgroup_in_place_of_a_file_is_refused(plain: Cgroups, tmp_path: Path, 
         plain.create(cgroup)
 
 
-def test_removing_takes_what_is_below_along_and_may_be_repeated(plain: Cgroups) -> None:
+async def test_removing_takes_what_is_below_along_and_may_be_repeated(plain: Cgroups) -> None:
     tops = made(plain, "/criw/pod/container/nested/deep")
     for _ in range(2):
-        plain.remove("/criw/pod/container")
+        await plain.remove("/criw/pod/container")
         plain.remove_empty("/criw/pod/container", tops)
     assert plain.children("/") == set()
 
@@ -135,16 +136,16 @@ def test_ooms_are_counted_by_the_kernels_file(plain: Cgroups, tmp_path: Path) ->
 # --- real ones
 
 
-@pytest.fixture
-def real() -> Iterator[tuple[Cgroups, str]]:
+@pytest_asyncio.fixture
+async def real() -> AsyncIterator[tuple[Cgroups, str]]:
     host = of_host()
     if not host._hierarchies:
         pytest.skip("no cgroups are mounted here")
     name = f"/criw-unit-{secrets.token_hex(3)}"
     host.create(name)
     yield host, name
-    host.kill(name)
-    host.remove(name)
+    await host.kill(name)
+    await host.remove(name)
 
 
 def inside(host: Cgroups, cgroup: str, *argv: str) -> subprocess.Popen[bytes]:
@@ -161,7 +162,7 @@ async def test_killing_ends_all_that_is_in_a_cgroup_and_below(real: tuple[Cgroup
     fork = "import os, time\nfor _ in range(5): os.fork()\ntime.sleep(600)"
     processes = [inside(host, name, "sleep", "600"), inside(host, f"{name}/below", sys.executable, "-c", fork)]
     assert {process.pid for process in processes} <= host.processes(name)
-    killing = asyncio.create_task(asyncio.to_thread(host.kill, name))
+    killing = asyncio.create_task(host.kill(name))
     codes = [await asyncio.to_thread(process.wait) for process in processes]
     await killing
     assert codes == [-signal.SIGKILL] * 2
@@ -169,13 +170,13 @@ async def test_killing_ends_all_that_is_in_a_cgroup_and_below(real: tuple[Cgroup
 
 
 @pytest.mark.root
-def test_a_cgroup_that_stays_busy_is_told(real: tuple[Cgroups, str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cgroup_that_stays_busy_is_told(real: tuple[Cgroups, str], monkeypatch: pytest.MonkeyPatch) -> None:
     host, name = real
     monkeypatch.setattr(cgroups, "_BUSY_LIMIT_S", 0.05)
     process = inside(host, name, "sleep", "600")
     try:
         with pytest.raises(Unavailable, match=f"cannot remove cgroup .*{name}"):
-            host.remove(name)
+            await host.remove(name)
     finally:
         process.kill()
         process.wait()
@@ -198,12 +199,12 @@ def frozen(host: Cgroups, cgroup: str) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_what_is_frozen_is_killed_wherever_it_was_frozen(real: tuple[Cgroups, str], below: str) -> None:
+async def test_what_is_frozen_is_killed_wherever_it_was_frozen(real: tuple[Cgroups, str], below: str) -> None:
     host, name = real
     host.create(f"{name}/below")
     process = inside(host, f"{name}/below", "sleep", "600")
     frozen(host, f"{name}{below}")
-    host.kill(name)
+    await host.kill(name)
     assert process.wait(10) == -signal.SIGKILL
 
 
@@ -238,7 +239,7 @@ signal.pause()
 
 
 @pytest.mark.root
-def test_a_chain_of_forks_does_not_outrun_the_killing(real: tuple[Cgroups, str]) -> None:
+async def test_a_chain_of_forks_does_not_outrun_the_killing(real: tuple[Cgroups, str]) -> None:
     host, name = real
     pids = host.directory("pids", name)
     assert pids is not None
@@ -257,7 +258,7 @@ def test_a_chain_of_forks_does_not_outrun_the_killing(real: tuple[Cgroups, str])
         keeper.stdin.flush()
         while len(host.processes(name)) < 4:
             assert time.monotonic() < until
-        host.kill(name)
+        await host.kill(name)
         assert host.processes(name) == set()
     finally:
         keeper.kill()

@@ -4,10 +4,11 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from criw.ids import new_id
 from criw_supervisor.cgroups.hierarchies import Cgroups, of_host
@@ -34,32 +35,32 @@ def program(*words: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_start_that_is_under_way_is_waited_for_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_that_is_under_way_is_waited_for_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     container_id = new_id()
     starting = program("--root", "/r", "start", container_id)
     other = program("--root", "/r", "start", new_id())
     monkeypatch.setattr(leftovers, "_LIMIT_S", 0.05)
-    await_runtimes([container_id], [], known=[container_id])
+    await await_runtimes([container_id], [], known=[container_id])
     assert starting.wait(10) == -signal.SIGKILL
     assert other.poll() is None
     other.communicate()
     starting.communicate()
 
 
-def test_a_runtime_that_runs_a_command_is_waited_for_and_then_killed(
+async def test_a_runtime_that_runs_a_command_is_waited_for_and_then_killed(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in bundle.exec_files("abc"):
         path.touch()
     working = program("exec", "--process", str(bundle.exec_files("abc")[0]))
     monkeypatch.setattr(leftovers, "_LIMIT_S", 0.05)
-    await_runtimes([], [bundle], known=[bundle.directory.name])
+    await await_runtimes([], [bundle], known=[bundle.directory.name])
     assert working.wait(10) == -signal.SIGKILL
     working.communicate()
 
 
-@pytest.fixture
-def container(request: pytest.FixtureRequest) -> Iterator[tuple[Cgroups, str]]:
+@pytest_asyncio.fixture
+async def container(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Cgroups, str]]:
     host = of_host()
     if not host.directories("/"):
         pytest.skip("no cgroups are mounted here")
@@ -67,12 +68,12 @@ def container(request: pytest.FixtureRequest) -> Iterator[tuple[Cgroups, str]]:
     cgroup = f"{parent}/{new_id()}"
     host.create(cgroup)
     yield host, cgroup
-    host.kill(cgroup)
-    host.remove(parent)
+    await host.kill(cgroup)
+    await host.remove(parent)
 
 
 @pytest.mark.root
-def test_a_process_of_a_container_is_not_waited_for_whatever_it_calls_itself(
+async def test_a_process_of_a_container_is_not_waited_for_whatever_it_calls_itself(
     container: tuple[Cgroups, str], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, cgroup = container
@@ -85,12 +86,12 @@ def test_a_process_of_a_container_is_not_waited_for_whatever_it_calls_itself(
             (directory / "cgroup.procs").write_text(str(liar.pid))
     looks: list[float] = []
 
-    def look_once(limit_s: float, look: Callable[[], list[int]]) -> list[int]:
+    async def look_once(limit_s: float, look: Callable[[], list[int]]) -> list[int]:
         looks.append(limit_s)
         return look()
 
     monkeypatch.setattr(leftovers, "until_gone", look_once)
-    await_runtimes([created], [bundle], known=[created, cgroup.rpartition("/")[2]])
+    await await_runtimes([created], [bundle], known=[created, cgroup.rpartition("/")[2]])
     assert len(looks) == 1
     assert [liar.poll() for liar in liars] == [None, None]
     for liar in liars:
@@ -98,7 +99,7 @@ def test_a_process_of_a_container_is_not_waited_for_whatever_it_calls_itself(
 
 
 @pytest.mark.root
-def test_commands_left_in_a_container_are_ended_and_no_stranger_that_has_such_a_pid(
+async def test_commands_left_in_a_container_are_ended_and_no_stranger_that_has_such_a_pid(
     container: tuple[Cgroups, str], bundle: Bundle
 ) -> None:
     host, cgroup = container
@@ -107,7 +108,7 @@ def test_commands_left_in_a_container_are_ended_and_no_stranger_that_has_such_a_
         (directory / "cgroup.procs").write_text(str(inside.pid))
     for token, text in (("a", str(inside.pid)), ("b", str(outside.pid)), ("c", "")):
         bundle.exec_files(token)[1].write_text(text)
-    end_commands(bundle, cgroup, host)
+    await end_commands(bundle, cgroup, host)
     assert inside.wait(10) == -signal.SIGKILL
     assert outside.poll() is None
     assert bundle.all_exec_files() == []

@@ -216,7 +216,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def test_what_works_on_a_bundle_is_killed_also_what_it_starts_meanwhile(tmp_path: Path) -> None:
+async def test_what_works_on_a_bundle_is_killed_also_what_it_starts_meanwhile(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     sleeping = tmp_path / "bin" / "sleep"
     sleeping.write_text("#!/bin/sh\nread x\n")
@@ -228,7 +228,7 @@ def test_what_works_on_a_bundle_is_killed_also_what_it_starts_meanwhile(tmp_path
     until = time.monotonic() + 10
     while len(working_on(bundle)) < 3:
         assert time.monotonic() < until
-    kill_makers(Bundle(bundle))
+    await kill_makers(Bundle(bundle))
     assert maker.wait() == -9
     assert working_on(bundle) == []
     assert bystander.poll() is None

@@ -134,7 +134,7 @@ async def real(directory: Path) -> AsyncIterator[Case]:
         places=Places(directory / "run"), cgroups=cgroups,
     )  # fmt: skip
     yield Case(handler, directory, parent)
-    cgroups.remove(parent)
+    await cgroups.remove(parent)
     assert not any(directory.exists() for directory in cgroups.directories(parent))
     prctl(PR_SET_CHILD_SUBREAPER, 0)  # other tests' orphans are none of ours
 

@@ -1,5 +1,7 @@
 """How an OCI runtime is called: a scripted one writes down each of its command lines."""
 
+import asyncio
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,20 @@ async def test_a_runtime_that_answers_nonsense_is_told(scripted: Scripted, answe
     (scripted.directory / "says").write_text(answer)
     with pytest.raises(Failed, match=f"cannot learn the state of container {scripted.task.id}"):
         await scripted.handler.recover(scripted.task)
+
+
+SLOW = """\
+#!/bin/sh
+echo begin >> {calls}
+sleep 0.05
+echo end >> {calls}
+"""
+
+
+async def test_many_ends_at_once_do_not_make_as_many_runtimes_run(scripted: Scripted) -> None:
+    calls = scripted.directory / "depth"
+    (scripted.directory / "runtime").write_text(SLOW.format(calls=calls))
+    await asyncio.gather(*(scripted.handler.release(scripted.task) for _ in range(8)))
+    depths = list(accumulate(1 if line == "begin" else -1 for line in calls.read_text().splitlines()))
+    assert len(depths) == 16
+    assert max(depths) == 2
