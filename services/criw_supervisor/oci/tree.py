@@ -47,28 +47,32 @@ class Tree:
         """
         if "\0" in path:
             raise InvalidArgument(f"cannot use {path!r} in the container: there is a NUL in it")
-        left, here, links = path.split("/")[::-1], "/", 0
+        left, links = path.split("/")[::-1], 0
+        way = [("/", "/")]  # directories from the root on, each with the mount it is on: none is looked for twice
         while left:
             name = left.pop()
             if name == "..":
-                here = posixpath.dirname(here)
+                del way[max(len(way) - 1, 1) :]  # above the root there is the root
             elif name not in {"", "."}:
-                target = self._link(posixpath.join(here, name), path)
+                here, point = way[-1]
+                there = posixpath.join(here, name)
+                target = None if there in self._places else self._link(there, point, path)
                 if target is None:
-                    here = posixpath.join(here, name)
+                    way.append((there, there if there in self._places else point))
                     continue
                 links += 1
                 if links > _LINKS:
                     raise InvalidArgument(f"cannot use {path} in the container: there are too many links on the way")
-                here = "/" if target.startswith("/") else here
+                way = way[:1] if target.startswith("/") else way
                 left += target.split("/")[::-1]
-        return here
+        return way[-1][0]
 
-    def _link(self, path: str, asked: str) -> str | None:
-        if path in self._places or (place := self.on_host(path)) is None:
+    def _link(self, path: str, point: str, asked: str) -> str | None:
+        """Where the link at a path on the mount `point` leads; None if there is none."""
+        if (place := self._places[point]) is None:
             return None
         try:
-            return os.fspath(place.readlink())
+            return os.readlink(f"{place}/{path[len(point) :]}")  # noqa: PTH115 — Path takes apart all of it
         except OSError as err:
             if err.errno in _NO_LINK:
                 return None
