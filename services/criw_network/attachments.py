@@ -15,6 +15,7 @@ from criw.ids import is_id
 from criw.kernel import in_fresh_thread
 from criw.locks import KeyedLocks
 from criw.operations import Operations, run_to_end
+from criw.retrying import Retrying, Step
 from criw.store import Record, Store
 from criw_network import netns
 from criw_network.netlink.links import Counters
@@ -49,7 +50,7 @@ class Attachments:
         self._pods: dict[str, Pod] = {}  # all of which there is anything
         self._left: dict[str, str] = {}  # those an undoing failed for, and why
         self._rows: set[str] = set()  # those of which nothing is left but the row
-        self._wanted = asyncio.Event()
+        self._retrying = Retrying(self._again, first_pause_s=_FIRST_PAUSE_S, longest_pause_s=_LONGEST_PAUSE_S)
         self._operations = Operations()
         self._locks = KeyedLocks()
         Gauge("criw_network_attached_pods", "Pods attached.", registry=registry).set_function(
@@ -162,7 +163,7 @@ class Attachments:
             await in_fresh_thread(partial(namespaces.unpin, self.pin(pod.id)))
         except BaseException as err:
             self._left[pod.id] = str(err) or type(err).__name__
-            self._wanted.set()
+            self._retrying.wake()
             raise
         self._left.pop(pod.id, None)
         del self._pods[pod.id]
@@ -171,7 +172,7 @@ class Attachments:
             await self._store.delete(Attachment(id=pod.id, pod=pod))
         except _NOT_SAVED as err:
             log.warning("cannot delete the record of a pod that is detached", extra={"pod": pod.id, "error": str(err)})
-            self._wanted.set()
+            self._retrying.wake()
         else:
             self._rows.discard(pod.id)
 
@@ -192,20 +193,19 @@ class Attachments:
             log.info("detached", extra={"pod": pod_id})
 
     async def keep_undoing(self) -> None:
-        """Try again what could not be undone, with growing pauses, for ever."""
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            if not self._left and not self._rows:
-                await self._wanted.wait()
-                self._wanted.clear()
-                pause_s = _FIRST_PAUSE_S
-            await asyncio.sleep(pause_s)
-            await self.undo_left()
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        """Try again what could not be undone, each pod with growing pauses of its own, for ever."""
+        await self._retrying.run()
+
+    def _again(self) -> dict[str, Step]:
+        again: dict[str, Step] = {pod_id: partial(self._try_to_undo, pod_id) for pod_id in self._left}
+        return again | ({"rows": self._delete_rows} if self._rows else {})
 
     async def undo_left(self) -> None:
         """Try once to undo what is left of pods, side by side; one that fails or hangs does not keep the others."""
         await asyncio.gather(*(self._try_to_undo(pod_id) for pod_id in self._left))
+        await self._delete_rows()
+
+    async def _delete_rows(self) -> None:
         rows = tuple(self._rows)
         try:
             await self._store.delete(*(Attachment(id=pod_id, pod=Pod(id=pod_id)) for pod_id in rows))

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
+from criw.operations import to_end
+
 T = TypeVar("T")
 
 MS_RDONLY: Final = 0x1
@@ -231,14 +233,4 @@ async def in_fresh_thread(work: Callable[[], T], *, may_hang: bool = False) -> T
 
     threading.Thread(target=body, name="fresh", daemon=True).start()
     ending = asyncio.wrap_future(outcome)
-    if may_hang:
-        return await asyncio.shield(ending)
-    cancelled: asyncio.CancelledError | None = None
-    while not ending.done():
-        try:
-            await asyncio.wait({ending})
-        except asyncio.CancelledError as err:
-            cancelled = err
-    if cancelled is not None:
-        raise cancelled from ending.exception()
-    return ending.result()
+    return await (asyncio.shield(ending) if may_hang else to_end(ending))

@@ -85,16 +85,23 @@ async def run_to_end(work: Coroutine[object, object, None], *, limit_s: float) -
 
     Raises TimeoutError after `limit_s` seconds.
     """
-    task = asyncio.create_task(asyncio.wait_for(work, limit_s), name="cleanup")
+    await to_end(asyncio.create_task(asyncio.wait_for(work, limit_s), name="cleanup"))
+
+
+async def to_end(work: asyncio.Future[T]) -> T:
+    """Await something, a thread say, even while the caller is being cancelled; then the cancellation goes on.
+
+    Whoever undoes what it does comes after it.
+    """
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    while not work.done():
         try:
-            await asyncio.wait({task})
+            await asyncio.wait({work})
         except asyncio.CancelledError as err:
             cancelled = err
     if cancelled is not None:
-        raise cancelled from task.exception()
-    task.result()
+        raise cancelled from work.exception()
+    return work.result()
 
 
 async def together(*work: Coroutine[object, object, T]) -> list[T]:

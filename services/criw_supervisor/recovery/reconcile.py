@@ -5,6 +5,7 @@ compared at start, whenever something was not finished, and now and then.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection
 from typing import Final
@@ -35,11 +36,10 @@ class Reconcile:
     async def run(self) -> None:
         """Make the comparisons, each until it succeeds, for ever."""
         while True:
-            try:
+            # Nobody need want it: what is lost without a word is found by looking now and then.
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_INTERVAL_S):
                     await self._wanted.wait()
-            except TimeoutError:
-                pass
             self._wanted.clear()
             try:
                 await self.compare()

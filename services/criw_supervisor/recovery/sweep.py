@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from criw.ids import is_id
+from criw.retrying import Step
 from criw_supervisor.cgroups.hierarchies import Cgroups
 from criw_supervisor.ledger.ledger import Ledger
 from criw_supervisor.ledger.places import PodFiles
 from criw_supervisor.pods import namespaces
-from criw_supervisor.recovery.unfinished import Step, Unfinished
+from criw_supervisor.recovery.unfinished import Unfinished
 from criw_supervisor.runtimes.oci import PROBE
 
 log = logging.getLogger(__name__)

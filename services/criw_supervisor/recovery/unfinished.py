@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
 from criw.errors import Fault
+from criw.retrying import Retrying, Step
 from criw_supervisor.ledger.ledger import Ledger, Undo
 
 log = logging.getLogger(__name__)
@@ -14,8 +15,6 @@ _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 300.0
 _WRITING: Final = "write what the disk did not take"
 _AT_ONCE: Final = 8  # one that waits for its time limit does not keep the others
-
-Step = Callable[[], Awaitable[None]]
 
 
 class Unfinished:
@@ -28,8 +27,8 @@ class Unfinished:
         self._undo = undo
         self._steps: dict[str, Step] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._wanted = asyncio.Event()
-        ledger.listen(self._wanted.set)
+        self._retrying = Retrying(self._again, first_pause_s=_FIRST_PAUSE_S, longest_pause_s=_LONGEST_PAUSE_S)
+        ledger.listen(self._retrying.wake)
 
     async def attempt(self, what: str, step: Step) -> None:
         """Do something that may be repeated. If it fails that is logged, and `run` does it again until it succeeds."""
@@ -50,7 +49,7 @@ class Unfinished:
         self._steps[what] = step
         self.failed[what] = why
         self.failures += 1
-        self._wanted.set()
+        self._retrying.wake()
 
     async def undo_all(self) -> None:
         """Undo all that nobody works on."""
@@ -63,17 +62,11 @@ class Unfinished:
         }
 
     async def run(self) -> None:
-        """Try again what failed, with growing pauses, for ever."""
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            if not self._steps and not self._ledger.abandoned() and not self._ledger.unwritten:
-                await self._wanted.wait()
-                self._wanted.clear()
-                pause_s = _FIRST_PAUSE_S
-                continue
-            await asyncio.sleep(pause_s)
-            again = {**self._steps, **self._undoing()}
-            if self._ledger.unwritten:
-                again[_WRITING] = self._ledger.write_rest
-            await asyncio.gather(*(self.attempt(what, step) for what, step in again.items()))
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        """Try again what failed, each with growing pauses of its own, for ever."""
+        await self._retrying.run()
+
+    def _again(self) -> dict[str, Step]:
+        again = {**self._steps, **self._undoing()}
+        if self._ledger.unwritten:
+            again[_WRITING] = self._ledger.write_rest
+        return {what: partial(self.attempt, what, step) for what, step in again.items()}

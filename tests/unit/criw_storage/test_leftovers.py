@@ -24,9 +24,9 @@ class Stubborn:
 
 
 async def test_what_fails_is_counted_and_tried_until_it_is_done() -> None:
-    leftovers = Leftovers()
+    leftovers = Leftovers(first_pause_s=0.001)
     at_once, stuck, failed = Stubborn(0, OSError()), Stubborn(3, OSError(5, "disk")), Stubborn(2, Failed("cannot"))
-    trying = asyncio.create_task(leftovers.keep_trying(first_pause_s=0.001))
+    trying = asyncio.create_task(leftovers.keep_trying())
     for name, stubborn in {"at once": at_once, "stuck": stuck, "failed": failed}.items():
         await leftovers.attempt(name, stubborn.step)
     assert leftovers.steps.keys() == {"stuck", "failed"}
