@@ -12,6 +12,7 @@ from criw_streams.status import Status
 
 _LONGEST_SIZE: Final = 4096  # characters of an unfinished size
 _LARGEST: Final = 65535
+_BETWEEN: Final = " \t\r\n"
 
 
 class Channel(IntEnum):
@@ -47,7 +48,7 @@ class Client(Protocol):
         """The size its terminal has now, as soon as it is another; None when there will be no more."""
 
     async def end(self, status: Status) -> None:
-        """Tell how the session ended, after all output, and part."""
+        """Tell how the session ended, after all output, and part; waits for who reads late, as `write()` does."""
 
 
 class Sizes:
@@ -70,21 +71,23 @@ class Sizes:
                 if 0 < width <= _LARGEST and 0 < height <= _LARGEST:
                     self._last = Size(width, height)
                     self._news.set()
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             self.end()
 
     def _objects(self) -> Iterator[dict[str, int]]:
-        decoder = json.JSONDecoder()
-        while self._text.strip():
-            self._text = self._text.lstrip()
+        decoder, text, at = json.JSONDecoder(), self._text, 0
+        while at < len(text):
+            if text[at] in _BETWEEN:
+                at += 1
+                continue
             try:
-                found, end = decoder.raw_decode(self._text)
+                found, at = decoder.raw_decode(text, at)
             except ValueError:
-                if len(self._text) > _LONGEST_SIZE or not self._text.startswith("{"):
+                if len(text) - at > _LONGEST_SIZE or text[at] != "{":
                     raise
-                return  # the rest is still to come
-            self._text = self._text[end:]
+                break  # the rest is still to come
             yield found
+        self._text = text[at:]
 
     def end(self) -> None:
         self._ended = True

@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 ROOM: Final = 1024 * 1024  # bytes
+_OVERHEAD: Final = 64  # bytes of memory that a piece takes beside its data
 
 
 class Inbox:
@@ -19,7 +20,7 @@ class Inbox:
         if self._ended or not data:
             return
         self._pieces.append(data)
-        self._bytes += len(data)
+        self._bytes += len(data) + _OVERHEAD
         self._news.set()
         while self._bytes >= ROOM and not self._ended:
             self._room.clear()
