@@ -51,7 +51,7 @@ async def test_the_end_lets_go_of_who_waits() -> None:
 
 
 async def test_pieces_of_a_byte_fill_it_by_the_memory_they_take() -> None:
-    inbox = Inbox()
+    inbox, brought = Inbox(), 0
 
     async def bring() -> None:
         nonlocal brought
@@ -59,7 +59,6 @@ async def test_pieces_of_a_byte_fill_it_by_the_memory_they_take() -> None:
             await inbox.put(b"%d" % (brought % 10))
             brought += 1
 
-    brought = 0
     bringing = asyncio.create_task(bring())
     await turns()
     assert brought * (sys.getsizeof(b"x") + 8) <= ROOM
