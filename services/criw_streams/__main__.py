@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final
 
@@ -42,8 +43,7 @@ async def build(context: Context[StreamsSettings]) -> AsyncIterator[Collection[S
 
 async def _end_when_spare(sessions: Sessions) -> None:
     """End this process when nobody has needed it for a while; whoever needs it again has it started again."""
-    loop = asyncio.get_running_loop()
-    while (spare_s := loop.time() - sessions.last_used) < _SPARE_S:  # noqa: ASYNC110 — it is a clock
+    while (spare_s := time.monotonic() - sessions.last_used) < _SPARE_S:  # noqa: ASYNC110 — it is a clock
         await asyncio.sleep(_SPARE_S - spare_s)
     log.info("ending: nobody has a session", extra={"spare_s": round(spare_s)})
     signal.raise_signal(signal.SIGTERM)

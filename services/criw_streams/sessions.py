@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -23,7 +24,7 @@ class Sessions:
         self.tokens = tokens
         self._idle_timeout_s = idle_timeout_s
         self._running = 0
-        self._last_ended = asyncio.get_running_loop().time()
+        self._last_ended = time.monotonic()
         labels = ["kind"]
         self._open = Gauge("criw_streams_sessions", "Sessions with a client.", labels, registry=registry)
         self._begun = Counter("criw_streams_sessions_begun", "Sessions a client has begun.", labels, registry=registry)
@@ -36,9 +37,9 @@ class Sessions:
 
     @property
     def last_used(self) -> float:
-        """When there was last a session or a URL for one, in seconds of the loop's clock."""
+        """When there was last a session or a URL for one, by `time.monotonic()`."""
         if self._running or self.tokens:
-            return asyncio.get_running_loop().time()
+            return time.monotonic()
         return max(self._last_ended, self.tokens.last_gone)
 
     @contextlib.asynccontextmanager
@@ -56,7 +57,7 @@ class Sessions:
             finally:
                 watching.cancel()
                 self._running -= 1
-                self._last_ended = asyncio.get_running_loop().time()
+                self._last_ended = time.monotonic()
 
     async def _watch(self, kind: str, last_used: Callable[[], float], end: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()

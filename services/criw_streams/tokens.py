@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from typing import Final, TypeAlias
 
 from criw.errors import NotFound, ResourceExhausted
@@ -19,7 +20,7 @@ class Tokens:
     def __init__(self, *, lifetime_s: float = LIFETIME_S) -> None:
         self._lifetime_s = lifetime_s
         self._waiting: dict[str, tuple[Session, asyncio.TimerHandle]] = {}
-        self.last_gone = asyncio.get_running_loop().time()  # when the last one was used or forgotten
+        self.last_gone = time.monotonic()  # when the last one was used or forgotten
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -36,7 +37,7 @@ class Tokens:
 
     def _forget(self, token: str) -> None:
         self._waiting.pop(token)
-        self.last_gone = asyncio.get_running_loop().time()
+        self.last_gone = time.monotonic()
 
     def look(self, path: str) -> Session:
         """The session a path stands for, which stays. Raises NotFound."""
