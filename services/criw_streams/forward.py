@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
+import struct
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,6 +19,7 @@ from criw_streams.client import Gone
 log = logging.getLogger(__name__)
 _CONNECT_LIMIT_S: Final = 30.0
 _PIECE: Final = 256 * 1024  # bytes
+_NO_LINGER: Final = struct.pack("ii", 1, 0)  # closing is a reset
 _LOOPBACKS: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
@@ -48,7 +51,7 @@ async def connect(forwarding: Forwarding, port: int) -> socket.socket:
             async with asyncio.timeout(_CONNECT_LIMIT_S):
                 return await _connect(forwarding.netns, family, (address, port))
         except OSError as err:  # TimeoutError among them
-            reasons.append(f"{address}: {err.strerror or 'no answer'}")
+            reasons.append(f"{address}: {os.strerror(err.errno) if err.errno else 'no answer'}")
     raise Failed(f"error forwarding port {port} to pod {forwarding.pod_id}, uid : cannot connect: {'; '.join(reasons)}")
 
 
@@ -77,36 +80,51 @@ async def copy(connection: socket.socket, link: Link) -> None:
     That the application resets its connection is an end like another.
     """
     reader, writer = await asyncio.open_connection(sock=connection, limit=_PIECE)
-    directions = [
-        asyncio.create_task(_down(reader, link), name="from the pod"),
-        asyncio.create_task(_up(writer, link), name="to the pod"),
-    ]
-    leaving = asyncio.create_task(_abort_when_gone(writer, link), name="client")
+    down = asyncio.create_task(_down(reader, link), name="from the pod")
+    up = asyncio.create_task(_up(writer, link), name="to the pod")
+    leaving = asyncio.create_task(_abort_when_gone(connection, reader, writer, link), name="client")
     try:
-        await asyncio.gather(*directions)
+        if await down:
+            await up
     finally:
-        every = (*directions, leaving)
+        every = (down, up, leaving)
         for task in every:
             task.cancel()
         await asyncio.gather(*every, return_exceptions=True)
-        writer.close()
+        if reader.at_eof():
+            writer.close()
+        else:
+            _abort(connection, reader, writer)
 
 
-async def _abort_when_gone(writer: asyncio.StreamWriter, link: Link) -> None:
+async def _abort_when_gone(
+    connection: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: Link
+) -> None:
     await link.wait_gone()
     if link.gone:
-        writer.transport.abort()
+        _abort(connection, reader, writer)
 
 
-async def _down(reader: asyncio.StreamReader, link: Link) -> None:
+def _abort(connection: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close it without what is not sent yet; the application must not take that for all, unless it has ended itself."""
+    if not (reader.at_eof() or writer.transport.is_closing()):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    writer.transport.abort()
+
+
+async def _down(reader: asyncio.StreamReader, link: Link) -> bool:
+    """False if the application has reset the connection, which ends the other direction, too."""
+    orderly = True
     try:
         while data := await reader.read(_PIECE):
             await link.write(data)
     except OSError as err:
         log.debug("a forwarded connection was reset", extra={"error": str(err)})
+        orderly = False
     except (Closed, Gone):
-        return
+        return True
     link.close_write()
+    return orderly
 
 
 async def _up(writer: asyncio.StreamWriter, link: Link) -> None:
@@ -114,9 +132,7 @@ async def _up(writer: asyncio.StreamWriter, link: Link) -> None:
         while data := await link.read():
             writer.write(data)
             await writer.drain()
-        if link.gone:
-            writer.transport.abort()  # the application must not take a part for all
-        elif writer.can_write_eof():
+        if not link.gone:
             writer.write_eof()
     except OSError:  # the application has closed it: what else the client sends is dropped
         while await link.read():

@@ -73,9 +73,7 @@ def _paired(pairs: dict[str, _Pair], stream: Stream) -> _Pair | None:
     pair = pairs.setdefault(key, _Pair(port))
     stream.accept()
     if getattr(pair, kind) is not None:
-        _tell(
-            stream if kind == "error" else pair.error, f"error forwarding port {port}: a second {kind} stream of {key}"
-        )
+        _tell(pair.error, f"error forwarding port {port}: a second {kind} stream of {key}")
         stream.reset()
         return None
     if kind == "error":
@@ -123,5 +121,6 @@ async def _forward(forwarding: Forwarding, port: int, error: Stream, data: Strea
     try:
         await forward.copy(connected, _DataStream(data))
     finally:
+        data.discard()
         # Always: the client waits for it without a limit.
         error.close_write()

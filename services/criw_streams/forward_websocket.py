@@ -56,8 +56,6 @@ async def run(messages: Messages, forwarding: Forwarding) -> None:
         serving = [_forward(messages, forwarding, channel, at, port) for at, (channel, port) in enumerate(ports)]
         await asyncio.gather(*serving)
         await messages.close()
-    except Gone:
-        log.debug("the client of a port-forward has gone", extra={"pod": forwarding.pod_id})
     finally:
         receiving.cancel()
         await asyncio.gather(receiving, return_exceptions=True)
@@ -74,12 +72,17 @@ async def _receive(messages: Messages, channels: list[_Channel]) -> None:
 
 
 async def _forward(messages: Messages, forwarding: Forwarding, channel: _Channel, at: int, port: int) -> None:
-    for number in (2 * at, 2 * at + 1):
-        await messages.send(number, port.to_bytes(2, "little"))
     try:
-        connected = await forward.connect(forwarding, port)
-    except (Fault, OSError) as err:
-        log.info("cannot forward a port", extra={"pod": forwarding.pod_id, "error": str(err)})
-        await messages.send(2 * at + 1, str(err).encode())
-        return
-    await forward.copy(connected, channel)
+        for number in (2 * at, 2 * at + 1):
+            await messages.send(number, port.to_bytes(2, "little"))
+        try:
+            connected = await forward.connect(forwarding, port)
+        except (Fault, OSError) as err:
+            log.info("cannot forward a port", extra={"pod": forwarding.pod_id, "error": str(err)})
+            await messages.send(2 * at + 1, str(err).encode())
+            return
+        await forward.copy(connected, channel)
+    except Gone:
+        log.debug("the client of a port-forward has gone", extra={"pod": forwarding.pod_id})
+    finally:
+        channel.leave()  # what else comes for it must not hold up the others

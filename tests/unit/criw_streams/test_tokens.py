@@ -26,7 +26,7 @@ async def test_a_session_is_had_once_and_at_its_own_path(kind: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/", "exec", "/exec/", "/exec/unknown", "//", "/exec/a/b"])
-def test_what_was_never_issued_is_not_found(path: str) -> None:
+async def test_what_was_never_issued_is_not_found(path: str) -> None:
     with pytest.raises(NotFound):
         Tokens().look(path)
 
