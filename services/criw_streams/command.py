@@ -155,7 +155,7 @@ async def _started(command: Command) -> AsyncIterator[Running]:
                 undo.push_async_callback(_end_started, pid_file)
                 running = await start(command, ends, closing)
                 undo.pop_all()
-            _be_scored(Path(f"/proc/{pid_file.read_text()}/oom_score_adj"), command.oom_score_adj)
+            _be_scored(Path(f"/proc/{_pid_in(command.pid_file)}/oom_score_adj"), command.oom_score_adj)
         finally:
             process_file.unlink(missing_ok=True)  # the environment is in it
             pid_file.unlink(missing_ok=True)
@@ -218,7 +218,7 @@ async def _start_with_pipes(command: Command, ends: Ends, closing: ExitStack) ->
     if done.code:
         outputs[Channel.STDERR].end_after_rest()
         raise _refused(await outputs[Channel.STDERR].read(), done)
-    return Running(int(Path(command.pid_file).read_text()), stdin, outputs, None)
+    return Running(_pid_in(command.pid_file), stdin, outputs, None)
 
 
 async def _start_with_terminal(command: Command, ends: Ends, closing: ExitStack) -> Running:
@@ -241,7 +241,15 @@ async def _start_with_terminal(command: Command, ends: Ends, closing: ExitStack)
     reader, stdin = fds.Reader(terminal, terminal=True), fds.Writer(os.dup(terminal))
     closing.callback(stdin.close)
     closing.callback(reader.close)
-    return Running(int(Path(command.pid_file).read_text()), stdin, {Channel.STDOUT: reader}, terminal)
+    return Running(_pid_in(command.pid_file), stdin, {Channel.STDOUT: reader}, terminal)
+
+
+def _pid_in(file: str) -> int:
+    """Raises Failed and FileNotFoundError."""
+    text = Path(file).read_text()
+    if not text.strip().isdecimal():
+        raise Failed(f"the runtime has left no pid in {file}, but {text!r}")
+    return int(text)
 
 
 def _received(connection: socket.socket) -> int:

@@ -14,7 +14,6 @@ from criw_streams.status import Status
 
 log = logging.getLogger(__name__)
 _STREAMS_LIMIT_S: Final = 30.0
-_END_LIMIT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,11 @@ class SpdyClient:
         return await self._sizes.next()
 
     async def end(self, status: Status) -> None:
+        for stream in self._outputs.values():
+            stream.close_write()
         try:
-            async with asyncio.timeout(_END_LIMIT_S):
-                for stream in self._outputs.values():
-                    stream.close_write()
-                await self._tell(status)
-        except (Closed, TimeoutError):  # it has left, or does not read: there is no way to tell it
+            await self._tell(status)
+        except Closed:  # there is nobody to be told
             self.gone.set()
         self._connection.close()
 
@@ -134,20 +132,20 @@ async def _opened(connection: Connection, wanted: set[str]) -> dict[str, Stream]
             while wanted - streams.keys():
                 if (stream := await connection.accept()) is None:
                     return None
-                _take(stream, streams)
+                _take(stream, streams, wanted)
     except TimeoutError:
         log.info("a client has not opened all streams", extra={"missing": sorted(wanted - streams.keys())})
         return None
     return streams
 
 
-def _take(stream: Stream, streams: dict[str, Stream]) -> None:
+def _take(stream: Stream, streams: dict[str, Stream], wanted: set[str]) -> None:
     kind = stream.headers.get("streamtype", "")
     if kind in streams:
         stream.refuse()
         return
     stream.accept()
-    if kind in {"error", "stdin", "stdout", "stderr", "resize"}:
+    if kind in wanted:
         streams[kind] = stream
     else:
         stream.discard()

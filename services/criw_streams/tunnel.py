@@ -62,6 +62,7 @@ class _Sink:
                 if message.type is WSMsgType.BINARY:
                     connection.feed(message.data)
                 elif message.type is WSMsgType.PING:
+                    connection.feed(b"")  # it is not idle
                     await self._socket.pong(message.data)
                 await self._read_on.wait()
         finally:

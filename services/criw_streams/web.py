@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from aiohttp import WSCloseCode, web
@@ -10,10 +10,12 @@ from aiohttp import WSCloseCode, web
 from criw.errors import Fault, NotFound, ResourceExhausted
 from criw_proto.criw.streams.v1 import Ends, Forwarding
 from criw_streams import forward_spdy, forward_websocket, tunnel, websocket
+from criw_streams.client import Gone
 from criw_streams.sessions import Sessions, serve
 from criw_streams.tokens import Session
 
 log = logging.getLogger(__name__)
+_PART_LIMIT_S: Final = 2.0
 TUNNEL: Final = f"SPDY/3.1+{forward_spdy.PROTOCOL}"
 
 
@@ -46,9 +48,8 @@ async def _handle(request: web.Request, sessions: Sessions) -> web.StreamRespons
     known: Collection[str] = websocket.SUBPROTOCOLS
     if isinstance(session, Forwarding):
         known = {TUNNEL, *forward_websocket.SUBPROTOCOLS}
-    offered = [
-        name.strip() for line in request.headers.getall("Sec-WebSocket-Protocol", []) for name in line.split(",")
-    ] or [""]
+    lines = request.headers.getall("Sec-WebSocket-Protocol", [])
+    offered = [name.strip() for line in lines for name in line.split(",") if name.strip()] or [""]
     chosen = next((name for name in offered if name in known), None)
     if chosen is None:
         return web.Response(
@@ -57,17 +58,43 @@ async def _handle(request: web.Request, sessions: Sessions) -> web.StreamRespons
     upgraded = web.WebSocketResponse(
         protocols=[chosen] if chosen else [], autoping=False, compress=False, max_msg_size=websocket.MESSAGE_LIMIT
     )
+    if not upgraded.can_prepare(request):
+        return web.Response(status=400, text="unable to upgrade: it is no request for a WebSocket of version 13")
+    sessions.tokens.take(request.path)  # before anything is awaited: no other gets it meanwhile
     await upgraded.prepare(request)
-    sessions.tokens.take(request.path)
-    await _serve(sessions, session, upgraded, chosen)
+    ending: list[asyncio.Task[None]] = []
+
+    def end() -> None:
+        ending.append(asyncio.create_task(_part(upgraded, request, WSCloseCode.GOING_AWAY), name="idle"))
+
+    try:
+        await _serve(sessions, session, upgraded, chosen, end)
+    except Gone:
+        log.debug("a client has gone before its session began", extra={"path": request.path.rpartition("/")[0]})
+    finally:
+        await _part(upgraded, request, WSCloseCode.OK)
+        await asyncio.gather(*ending)
     return upgraded
 
 
-async def _serve(sessions: Sessions, session: Session, upgraded: web.WebSocketResponse, chosen: str) -> None:
-    def end() -> None:
-        ending.append(asyncio.ensure_future(upgraded.close(code=WSCloseCode.GOING_AWAY)))
+async def _part(upgraded: web.WebSocketResponse, request: web.Request, code: int) -> None:
+    """Close the WebSocket if it is open; whoever does not take that in time is not waited for."""
+    try:
+        async with asyncio.timeout(_PART_LIMIT_S):
+            await upgraded.close(code=code)
+    except TimeoutError:
+        log.debug("a client does not read the end of its session")
+    else:
+        if request.transport is None or request.transport.is_closing():
+            return
+    if request.transport is not None:
+        request.transport.abort()
 
-    ending: list[asyncio.Future[bool]] = []
+
+async def _serve(
+    sessions: Sessions, session: Session, upgraded: web.WebSocketResponse, chosen: str, end: Callable[[], None]
+) -> None:
+    """`end` is called when the session was idle for too long. Raises Gone."""
     if isinstance(session, Forwarding):
         if chosen == TUNNEL:
             async with (

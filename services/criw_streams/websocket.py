@@ -16,7 +16,6 @@ from criw_streams.status import Status
 
 MESSAGE_LIMIT: Final = 4 * 1024 * 1024  # bytes
 _PIECE: Final = 32 * 1024  # bytes of output in a message
-_END_LIMIT_S: Final = 10.0
 _STDIN: Final = 0
 _ERROR: Final = 3
 _RESIZE: Final = 4
@@ -146,11 +145,10 @@ class WebSocketClient:
         return await self._sizes.next()
 
     async def end(self, status: Status) -> None:
+        told = status.json() if self._protocol.json_status else status.text()
         try:
-            async with asyncio.timeout(_END_LIMIT_S):
-                told = status.json() if self._protocol.json_status else status.text()
-                if told:
-                    await self._messages.send(_ERROR, told)
-                await self._messages.close()
-        except (Gone, TimeoutError):  # it has left, or does not read: there is no way to tell it
+            if told:
+                await self._messages.send(_ERROR, told)
+            await self._messages.close()
+        except Gone:  # there is nobody to be told
             self.gone.set()
