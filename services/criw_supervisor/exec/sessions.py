@@ -8,6 +8,7 @@ from criw_proto.runtime import v1 as cri
 from criw_supervisor.ledger.container import Container
 from criw_supervisor.ledger.places import Places
 from criw_supervisor.ledger.pod import Pod
+from criw_supervisor.ledger.states import ContainerState
 from criw_supervisor.peers.streams import Ends, Streams
 from criw_supervisor.runtimes.bundle import Bundle
 from criw_supervisor.runtimes.handler import task_of
@@ -36,8 +37,12 @@ class Sessions:
         return await self._streams.exec(container.id, ends, session)
 
     async def attach(self, container: Container, ends: Ends) -> str:
-        """A URL for a session with the container's own streams. Raises FailedPrecondition if it does not run."""
-        _check_running(container, "attach to")
+        """A URL for a session with the container's own streams, also before its start, so that nothing is missed.
+
+        Raises FailedPrecondition if it has ended.
+        """
+        if container.record.state is not ContainerState.CREATED:
+            _check_running(container, "attach to")
         if ends.terminal != container.config.tty:
             has = "has a terminal" if container.config.tty else "has no terminal"
             raise InvalidArgument(f"cannot attach to container {container.id}: it {has}; say so in tty")

@@ -32,6 +32,15 @@ async def attach_url(client: Client, container: str, *, stdin: bool = False, tty
     return (await client.runtime.attach(request)).url
 
 
+async def test_who_attaches_before_the_start_sees_all(opened: Opener, client: Client, busybox: str) -> None:
+    container = await client.create(await client.run_pod(), busybox, ("sh", "-c", "echo first; echo err >&2"))
+    async with opened(await attach_url(client, container), (STDOUT, STDERR)) as remote:
+        await client.start(container)
+        assert await read_all(remote, STDOUT) == b"first\n"
+        assert await read_all(remote, STDERR) == b"err\n"
+    assert (await client.exited(container)).exit_code == 0
+
+
 READS = ("sh", "-c", 'while read line; do echo "got $line"; echo "err $line" >&2; done; echo over')
 
 
