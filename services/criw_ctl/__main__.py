@@ -8,9 +8,10 @@ import typer
 
 from criw.errors import Fault
 from criw_ctl.cli import app, complain
-from criw_ctl.commands import crew, images, pods  # noqa: F401 — each makes its commands known
+from criw_ctl.commands import crew, images, pods, streams  # noqa: F401 — each makes its commands known
 
 EXIT_FAILED = 1
+INTERRUPTED = 130  # as a shell tells of a program that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Fault as err:
         complain(str(err))
         sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `criwctl logs … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=Common)
 WRONG_USAGE: Final = 2
-INTERRUPTED: Final = 130  # as a shell tells of a program that Ctrl-C ended
 
 app = typer.Typer(
     help="Criw, a Kubernetes container runtime: the crew on this host, its pods, containers and images.",

@@ -37,6 +37,34 @@ class Inventory:
         """The container `text` means. Raises NotFound if that is none, or not clear."""
         return _pick(text, self.containers, self._latest_named(text), what="container")
 
+    def pod(self, text: str) -> PodSandbox:
+        """The pod `text` means. Raises NotFound if that is none, or not clear."""
+        return _pick(text, self.pods, [pod for pod in self.pods if name_of(pod) == text], what="pod")
+
+    def target(self, text: str) -> Container:
+        """What a command is run in: the container `text` means, or the only one that runs in the pod it means.
+
+        POD/CONTAINER says both. Raises NotFound if it means none, or is not clear.
+        """
+        of, slash, inside = text.partition("/")
+        if slash:
+            pod = self.pod(of)
+            return Inventory([pod], self.containers_of(pod)).container(inside)
+        try:
+            return self.container(text)
+        except NotFound as err:
+            try:
+                pod = self.pod(text)
+            except NotFound:
+                raise err from None
+        running = [container for container in self.containers_of(pod) if runs(container)]
+        if len(running) == 1:
+            return running[0]
+        if not running:
+            raise NotFound(f"cannot find a container that runs in pod {text}; criwctl ps -a lists them all")
+        which = ", ".join(f"{text}/{name_of(container)}" for container in running)
+        raise NotFound(f"cannot tell which container of pod {text} is meant; write {which}")
+
     def pod_or_container(self, text: str) -> Named:
         """The pod or container `text` means; a name that a pod shares with its own container means the pod.
 

@@ -3,19 +3,20 @@
 import asyncio
 import contextlib
 import shutil
-import signal
-from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from criw.errors import AlreadyExists, FailedPrecondition
 from criw.rpc.client import ask
 from criw_ctl import images
 from criw_ctl.door import Door
-from criw_ctl.logs import LogReader, follow, status_of
+from criw_ctl.interruptions import Interrupted, Interruption, either, interruptions, unless
+from criw_ctl.logs import LogReader, ended, follow, status_of
 from criw_ctl.names import Inventory, Named, name_of, runs, take_inventory
+from criw_ctl.sessions import Shape, attached, join
 from criw_ctl.spec import POD_UID_LABEL, Wish, container_config, log_directory, logs_root, pod_config
+from criw_ctl.streams import Session
 from criw_proto.runtime.v1 import (
     Container,
     CreateContainerRequest,
@@ -30,18 +31,13 @@ from criw_proto.runtime.v1 import (
     StopPodSandboxRequest,
 )
 
-T = TypeVar("T")
 GRACE_S: Final = 10
 CALL_LIMIT_S: Final = 120.0
 
 
-class Interrupted(Exception):  # noqa: N818 — nothing went wrong
-    """The user gave up while a pod was being started; nothing of it is left."""
-
-
 @dataclass(frozen=True)
 class Started:
-    """What `run` made."""
+    """What `run` makes."""
 
     pod_id: str
     container_id: str
@@ -50,7 +46,7 @@ class Started:
 
 async def run_detached(door: Door, wish: Wish) -> Started:
     """Run a pod in the background. A failure leaves nothing of it. Raises Interrupted."""
-    with _interruptions() as interrupted:
+    with interruptions() as interrupted:
         async with contextlib.AsyncExitStack() as undo:
             started = await _start(door, wish, undo, interrupted)
             undo.pop_all()
@@ -62,7 +58,7 @@ async def run_attached(door: Door, wish: Wish, *, remove_after: bool) -> int:
 
     `remove_after` leaves neither pod nor logs, and a failure to start never does. Raises Interrupted.
     """
-    with _interruptions() as interrupted:
+    with interruptions() as interrupted:
         async with contextlib.AsyncExitStack() as undo:
             started = await _start(door, wish, undo, interrupted)
             if not remove_after:
@@ -70,7 +66,7 @@ async def run_attached(door: Door, wish: Wish, *, remove_after: bool) -> int:
             async with LogReader(started.log_path) as reader:
                 following = asyncio.create_task(follow(door, started.container_id, reader), name="follow the log")
                 try:
-                    await _either(following, interrupted)
+                    await either(following, interrupted)
                     if interrupted.is_set():
                         await _stop_container(door, started.container_id, GRACE_S)
                     return (await following).exit_code
@@ -78,45 +74,49 @@ async def run_attached(door: Door, wish: Wish, *, remove_after: bool) -> int:
                     following.cancel()
 
 
-@contextlib.contextmanager
-def _interruptions() -> Iterator[asyncio.Event]:
-    """Set by the signals that end a program. Calls that make something are not cut off by them: their end is awaited,
-    so that what they made is known and can be removed."""
-    interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, interrupted.set)
-    try:
-        yield interrupted
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+async def run_joined(door: Door, wish: Wish, *, remove_after: bool) -> int:
+    """Run a pod, joined to our terminal or descriptors until it ends; the rest is as `run_attached` does it.
+
+    Without `remove_after` the keys that detach leave it running. Raises Detached, too.
+    """
+    shape = Shape(stdin=wish.stdin, tty=wish.tty)
+
+    async def to_its_end(session: Session, container_id: str) -> int:
+        await join(session, shape, detachable=not remove_after)
+        return (await ended(door, container_id)).exit_code
+
+    with interruptions() as interrupted:
+        async with contextlib.AsyncExitStack() as undo:
+            made = await _make(door, wish, undo, interrupted)
+            # Before the start: nothing it writes is missed.
+            async with attached(door, made.container_id, shape) as session:
+                await _start_container(door, made.container_id)
+                if not remove_after:
+                    undo.pop_all()
+                running = asyncio.create_task(to_its_end(session, made.container_id), name="session")
+                try:
+                    await either(running, interrupted)
+                    if interrupted.is_set():
+                        await _stop_container(door, made.container_id, GRACE_S)
+                    return await running
+                finally:
+                    running.cancel()
+                    await asyncio.wait({running})
 
 
-async def _either(task: asyncio.Task[T], event: asyncio.Event) -> None:
-    """Wait until the task is done or the event is set."""
-    waiting = asyncio.create_task(event.wait(), name="interruption")
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-
-
-async def _unless(interrupted: asyncio.Event, work: Coroutine[object, object, T]) -> T:
-    """The result of `work`, which an interruption cancels. Raises Interrupted."""
-    task = asyncio.create_task(work, name="work")
-    try:
-        await _either(task, interrupted)
-        if not task.done():
-            raise Interrupted
-        return task.result()
-    finally:
-        task.cancel()
-
-
-async def _start(door: Door, wish: Wish, undo: contextlib.AsyncExitStack, interrupted: asyncio.Event) -> Started:
+async def _start(door: Door, wish: Wish, undo: contextlib.AsyncExitStack, interrupted: Interruption) -> Started:
     """Make and start everything; what takes it back is put on `undo`."""
+    made = await _make(door, wish, undo, interrupted)
+    await _start_container(door, made.container_id)
+    return made
+
+
+async def _start_container(door: Door, container_id: str) -> None:
+    await ask(door.runtime.start_container, StartContainerRequest(container_id=container_id), timeout_s=CALL_LIMIT_S)
+
+
+async def _make(door: Door, wish: Wish, undo: contextlib.AsyncExitStack, interrupted: Interruption) -> Started:
+    """Make everything that a start needs; what takes it back is put on `undo`."""
     runtime = door.runtime
     for pod in (await take_inventory(door)).pods:
         if name_of(pod) == wish.name:
@@ -124,7 +124,7 @@ async def _start(door: Door, wish: Wish, undo: contextlib.AsyncExitStack, interr
                 f"cannot run a pod named {wish.name}: there is one (id {pod.id[:13]}); "
                 f"remove it with criwctl rm {wish.name}, or choose another --name"
             )
-    image_id = await _unless(interrupted, images.pulled(door, wish.image))
+    image_id = await unless(interrupted, images.pulled(door, wish.image))
     config = pod_config(door.config, wish)
     assert config.metadata is not None
     logs = log_directory(door.config, config.metadata)
@@ -133,14 +133,13 @@ async def _start(door: Door, wish: Wish, undo: contextlib.AsyncExitStack, interr
     undo.push_async_callback(_remove_pods_of, door, config.metadata.uid)  # before: the answer may get lost
     pod_id = (await ask(runtime.run_pod_sandbox, RunPodSandboxRequest(config=config), timeout_s=240)).pod_sandbox_id
     if interrupted.is_set():
-        raise Interrupted
+        raise Interrupted(interrupted.number)
     request = CreateContainerRequest(
         pod_sandbox_id=pod_id, config=container_config(config.metadata, wish, image_id), sandbox_config=config
     )
     container_id = (await ask(runtime.create_container, request, timeout_s=CALL_LIMIT_S)).container_id
     if interrupted.is_set():
-        raise Interrupted
-    await ask(runtime.start_container, StartContainerRequest(container_id=container_id), timeout_s=CALL_LIMIT_S)
+        raise Interrupted(interrupted.number)
     status = await status_of(door, container_id)
     return Started(pod_id, container_id, Path(status.log_path))
 

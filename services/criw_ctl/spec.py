@@ -62,6 +62,9 @@ class Wish:
     envs: Sequence[KeyValue]
     ports: Sequence[PortMapping]
     mounts: Sequence[Mount]
+    stdin: bool = False
+    tty: bool = False
+    joined: bool = False  # to our own terminal or descriptors while it runs
 
 
 def new_name() -> str:
@@ -157,10 +160,13 @@ def container_config(pod: PodSandboxMetadata, wish: Wish, image_id: str) -> Cont
         metadata=ContainerMetadata(name=wish.name),
         image=ImageSpec(image=image_id, user_specified_image=wish.image),
         args=list(wish.args),  # the image's entrypoint stays, as people know it from other engines
-        envs=list(wish.envs),
+        envs=[*_terminal_envs(wish), *wish.envs],
         mounts=list(wish.mounts),
         labels=_labels(pod) | {"io.kubernetes.container.name": wish.name},
         log_path=f"{wish.name}.log",
+        stdin=wish.stdin,
+        stdin_once=wish.stdin and wish.joined and not wish.tty,  # who leaves a terminal may come back to it
+        tty=wish.tty,
         linux=LinuxContainerConfig(
             security_context=LinuxContainerSecurityContext(
                 namespace_options=_namespaces(),
@@ -170,6 +176,12 @@ def container_config(pod: PodSandboxMetadata, wish: Wish, image_id: str) -> Cont
             )
         ),
     )
+
+
+def _terminal_envs(wish: Wish) -> list[KeyValue]:
+    """What other engines set, so that programs know that there is a terminal at all."""
+    wanted = wish.tty and all(env.key != "TERM" for env in wish.envs)
+    return [KeyValue(key="TERM", value=b"xterm")] if wanted else []
 
 
 def _labels(pod: PodSandboxMetadata) -> dict[str, str]:

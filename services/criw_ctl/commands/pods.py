@@ -1,13 +1,11 @@
 """Commands about pods and containers."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from criw.errors import InvalidArgument
 from criw_ctl.cli import (
-    INTERRUPTED,
     PROGRAM,
     WRONG_USAGE,
     ContainerName,
@@ -28,6 +26,8 @@ def run(
     image: Image,
     args: Annotated[list[str] | None, typer.Argument(metavar="CMD", help="Instead of the image's own.")] = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Print the ids and leave it running.")] = False,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Give it our input.")] = False,
+    tty: Annotated[bool, typer.Option("-t", "--tty", help="Give it a terminal; Ctrl-P Ctrl-Q leaves it.")] = False,
     remove: Annotated[bool, typer.Option("--rm", help="Remove the pod and its logs at the end.")] = False,
     env: Annotated[list[str] | None, typer.Option("-e", "--env", metavar="KEY=VALUE")] = None,
     publish: Annotated[
@@ -39,10 +39,14 @@ def run(
 ) -> None:
     """Run a pod with one container; in the foreground its exit code is ours, and Ctrl-C stops it."""
     from criw_ctl import pods, spec, tables
+    from criw_ctl.interruptions import Interrupted
+    from criw_ctl.streams import Detached
+    from criw_ctl.terminal import check_input
 
     try:
         if detach and remove:
             raise InvalidArgument("cannot remove at the end what is left running: give -d or --rm, not both")
+        joined = (interactive or tty) and not detach
         wish = spec.Wish(
             image=image,
             args=args or [],
@@ -50,17 +54,26 @@ def run(
             envs=[spec.parse_env(text) for text in env or []],
             ports=[spec.parse_port(text) for text in publish or []],
             mounts=[spec.parse_mount(text) for text in volume or []],
+            stdin=interactive,
+            tty=tty,
+            joined=joined,
         )
     except InvalidArgument as err:
         complain(f"{err}; see criwctl run --help")
         raise typer.Exit(WRONG_USAGE) from err
+    if joined and interactive and tty:
+        check_input(0, instead="give -i without -t for input from a pipe or a file")
+    in_front = pods.run_joined if joined else pods.run_attached
     try:
         if not detach:
-            raise typer.Exit(with_door(context, lambda door: pods.run_attached(door, wish, remove_after=remove)))
+            raise typer.Exit(with_door(context, lambda door: in_front(door, wish, remove_after=remove)))
         started = with_door(context, lambda door: pods.run_detached(door, wish))
-    except pods.Interrupted:
+    except Interrupted as err:
         complain(f"stopped before {wish.name} was started; nothing of it is left")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(err.exit_code) from None
+    except Detached:
+        complain(f"detached from {wish.name}, which runs on; criwctl attach {wish.name} joins it again")
+        return
     if output is Output.JSON:
         tables.print_json({"name": wish.name, "podSandboxId": started.pod_id, "containerId": started.container_id})
     else:
@@ -111,32 +124,6 @@ def logs(
         await show_log(door, found.id, following=following, tail=tail)
 
     with_door(context, work)
-
-
-@app.command("exec", context_settings=PROGRAM)
-def execute(
-    context: typer.Context,
-    container: ContainerName,
-    command: Annotated[list[str], typer.Argument(metavar="CMD", help="With its arguments.")],
-) -> None:
-    """Run a command in a container, without input; show its output when it has ended, and exit with its code."""
-    from criw.rpc.client import ask
-    from criw_ctl.door import Door
-    from criw_ctl.names import take_inventory
-    from criw_proto.runtime.v1 import ExecSyncRequest, ExecSyncResponse
-
-    async def work(door: Door) -> ExecSyncResponse:
-        found = (await take_inventory(door)).container(container)
-        return await ask(
-            door.runtime.exec_sync, ExecSyncRequest(container_id=found.id, cmd=list(command)), timeout_s=None
-        )
-
-    reply = with_door(context, work)
-    sys.stdout.buffer.write(reply.stdout)
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(reply.stderr)
-    sys.stderr.buffer.flush()
-    raise typer.Exit(reply.exit_code)
 
 
 @app.command()

@@ -42,6 +42,10 @@ def run(*argv: str) -> int:
         ["ps", "-a", "-o", "json"],
         ["logs", "-f", "web"],
         ["exec", "web", "true"],
+        ["exec", "--sync", "web", "true"],
+        ["attach", "web"],
+        ["cp", "web:x", "y"],
+        ["port-forward", "web", "80"],
         ["stop", "web"],
         ["rm", "-f", "web"],
         ["inspect", "web"],
@@ -80,6 +84,10 @@ def test_a_crew_that_does_not_run_is_said_at_once(
         (["ps", "-o", "yaml"], "yaml"),
         (["logs", "--tail", "-1", "web"], "--tail"),
         (["exec", "web"], "CMD"),
+        (["exec", "web", "--"], "a command must follow"),
+        (["exec", "--sync", "-i", "web", "cat"], "leave out --sync"),
+        (["cp", "a", "b"], "NAME:PATH; see criwctl cp --help"),
+        (["port-forward", "web", "x:80"], "cannot forward x:80"),
     ],
 )
 def test_wrong_usage_is_2_and_one_line(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +147,10 @@ def test_the_default_configuration_is_the_default(capsys: pytest.CaptureFixture[
     assert Config.model_validate(tomllib.loads(capsys.readouterr().out)) == Config()
 
 
-@pytest.mark.parametrize("command", ["up", "status", "pull", "images", "rmi", "run", "pods", "ps", "logs", "exec"])
+@pytest.mark.parametrize(
+    "command",
+    ["up", "status", "pull", "images", "rmi", "run", "pods", "ps", "logs", "exec", "attach", "cp", "port-forward"],
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"criwctl {command}" in capsys.readouterr().out

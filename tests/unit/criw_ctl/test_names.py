@@ -2,7 +2,7 @@ import pytest
 
 from criw.errors import NotFound
 from criw_ctl.names import Inventory, name_of
-from criw_proto.runtime.v1 import Container, ContainerMetadata, PodSandbox, PodSandboxMetadata
+from criw_proto.runtime.v1 import Container, ContainerMetadata, ContainerState, PodSandbox, PodSandboxMetadata
 
 
 def pod(digit: str, name: str) -> PodSandbox:
@@ -73,3 +73,29 @@ def test_a_name_goes_before_the_beginning_of_an_id() -> None:
 
 def test_what_has_no_metadata_has_no_name() -> None:
     assert name_of(PodSandbox(id="1")) == ""
+
+
+@pytest.mark.parametrize("text", ["web/sidecar", "111/bbb", "web/bbb", "b"])
+def test_a_container_is_named_with_its_pod_too(text: str) -> None:
+    assert ALL.target(text) is SIDECAR
+
+
+def test_a_pod_stands_for_its_only_container_that_runs() -> None:
+    running = Container(
+        id="9" * 64,
+        metadata=ContainerMetadata(name="main"),
+        pod_sandbox_id=JOB.id,
+        state=ContainerState.CONTAINER_RUNNING,
+    )
+    ended = Container(id="8" * 64, pod_sandbox_id=JOB.id, state=ContainerState.CONTAINER_EXITED)
+    assert Inventory([JOB], [running, ended]).target("job") is running
+    with pytest.raises(NotFound, match="cannot find a container that runs in pod job"):
+        Inventory([JOB], [ended]).target("job")
+    with pytest.raises(NotFound, match="write job/main, job/main"):
+        Inventory([JOB], [running, running]).target("job")
+
+
+@pytest.mark.parametrize("text", ["nothing", "nothing/web", "web/nothing", "web/", "/web"])
+def test_what_no_command_can_run_in_is_said(text: str) -> None:
+    with pytest.raises(NotFound, match="criwctl ps -a"):
+        ALL.target(text)

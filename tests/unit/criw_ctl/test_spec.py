@@ -1,3 +1,4 @@
+import dataclasses
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from criw.config.crew import Config
 from criw.errors import InvalidArgument
 from criw_ctl import spec
-from criw_proto.runtime.v1 import KeyValue, Mount, PortMapping, Protocol
+from criw_proto.runtime.v1 import KeyValue, Mount, PodSandboxMetadata, PortMapping, Protocol
 
 ports = st.integers(min_value=1, max_value=65535)
 
@@ -112,3 +113,25 @@ def test_a_container_keeps_the_entrypoint_and_hides_what_it_should() -> None:
     assert "/proc/kcore" in container.linux.security_context.masked_paths
     assert "/proc/sys" in container.linux.security_context.readonly_paths
     assert not container.linux.security_context.privileged
+
+
+@pytest.mark.parametrize(
+    ("stdin", "tty", "joined", "stdin_once"),
+    [
+        (True, False, True, True),
+        (True, True, True, False),  # who detaches may attach again
+        (True, False, False, False),  # left running: whoever attaches later may go and come
+        (False, True, True, False),
+    ],
+)
+def test_a_terminal_and_input(stdin: bool, tty: bool, joined: bool, stdin_once: bool) -> None:
+    asked = dataclasses.replace(wish(), stdin=stdin, tty=tty, joined=joined)
+    made = spec.container_config(PodSandboxMetadata(name="web"), asked, "id")
+    assert (made.stdin, made.tty, made.stdin_once) == (stdin, tty, stdin_once)
+    assert made.envs == ([KeyValue(key="TERM", value=b"xterm")] if tty else [])
+
+
+def test_a_terminals_kind_that_was_given_is_kept() -> None:
+    given = [KeyValue(key="TERM", value=b"dumb")]
+    asked = dataclasses.replace(wish(), tty=True, envs=given)
+    assert spec.container_config(PodSandboxMetadata(name="web"), asked, "id").envs == given
