@@ -12,7 +12,7 @@ setup:  ## install what is missing: Debian packages (as root) and .venv
 	@scripts/setup.sh
 
 demo: setup  ## run a pod from a registry to its removal, step by step; KEEP=1 leaves it running
-	$(SOURCES) $(PYTHON) demo/demo.py
+	$(SOURCES):. $(PYTHON) -m demo.demo
 
 up: setup  ## start the crew on this host, until Ctrl-C
 	.venv/bin/criwctl up

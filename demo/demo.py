@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -47,6 +48,7 @@ from criw_proto.runtime.v1 import (
     RuntimeServiceStub,
     StartContainerRequest,
 )
+from demo.sessions import SIZE, forwarded, interactive
 from support import host, images
 from support.crew import Crew, python_environment
 from support.registry import Registry, running_registry
@@ -200,19 +202,48 @@ class Demo:
         await eventually("the client has fetched the page", seen)
         show(next(line for line in log.read_text().splitlines() if images.PAGE.strip() in line))
 
-    async def host_sees_the_page(self) -> None:
+    async def fetch(self, url: str) -> None:
+        """Raises StepFailed if it is not the page."""
         timeout = aiohttp.ClientTimeout(total=LIMIT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"http://{self.ip}/") as reply:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as reply:
             page = await reply.text()
-        show(f"GET http://{self.ip}/ → {reply.status} {page}")
+        show(f"GET {url} → {reply.status} {page}")
         if page != images.PAGE:
             raise StepFailed("the page is another one")
+
+    async def type_in_a_terminal(self) -> None:
+        """A shell in the container, at a terminal that has our size; its exit code is criwctl's."""
+        argv = ("exec", "-it", "client", "sh")
+        show(f"$ criwctl {shlex.join(argv)}")
+        async with interactive(self.crew, argv) as shell:
+            shell.type("tty; stty size; exit 3\n")
+            await shell.see(r"/dev/pts/\d+\s+{} {}\s".format(*SIZE))
+            code = await shell.end()
+        show(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", shell.screen))  # without what moves the cursor
+        if code != 3:
+            raise StepFailed(f"criwctl exec ended with {code} and not with the shell's 3")
+
+    async def local_port_leads_to_the_page(self) -> None:
+        async with forwarded(self.crew, "shop", 80) as address:
+            show(f"$ criwctl port-forward shop :80 → {address}")
+            await self.fetch(f"http://{address}/")
 
     async def look_around(self) -> None:
         for argv in (("status",), ("pods",), ("ps",), ("logs", "--tail", "3", "nginx")):
             await self.criwctl(*argv)
         await self.criwctl("exec", "nginx", "sh", "-c", "hostname; ps")
         await self.criwctl("stats")
+
+    async def kill_supervisor_under_a_session(self) -> None:
+        """A session that is open goes on; so do the containers."""
+        async with interactive(self.crew, ("exec", "-it", "nginx", "sh")) as shell:
+            shell.type("echo be'fore'\n")
+            await shell.see("before")
+            await self.kill_supervisor()
+            shell.type("echo af'ter'; exit\n")
+            await shell.see("after")
+            code = await shell.end()
+        show(f"the shell that was open in nginx meanwhile went on, and ended with {code}")
 
     async def kill_supervisor(self) -> None:
         """The containers neither notice nor stop logging; the crew is whole again at once."""
@@ -287,7 +318,8 @@ class Demo:
             "\nThe crew goes on. Type next:\n"
             f"  {command} ps\n"
             f"  {command} logs -f client\n"
-            f"  {command} exec nginx sh -c 'wget -qO- http://127.0.0.1/'\n"
+            f"  {command} exec -it nginx sh\n"
+            f"  {command} port-forward shop 8080:80\n"
             f"  {command} run --rm {self.busybox} echo hello\n"
             f"  curl http://{self.ip}/\n"
             "and to end it:\n"
@@ -360,11 +392,15 @@ async def play(demo: Demo, registry: Registry, *, keep: bool) -> None:
     with demo.step("The client fetches the page over the pod's loopback interface"):
         await demo.client_sees_the_page()
     with demo.step("The host fetches the page by the pod's address"):
-        await demo.host_sees_the_page()
+        await demo.fetch(f"http://{demo.ip}/")
+    with demo.step("A port of this host leads to the pod's"):
+        await demo.local_port_leads_to_the_page()
+    with demo.step("Type in a terminal in a container"):
+        await demo.type_in_a_terminal()
     with demo.step("Look around: status, pods, containers, logs, exec, stats"):
         await demo.look_around()
-    with demo.step("Kill the supervisor: the containers go on"):
-        await demo.kill_supervisor()
+    with demo.step("Kill the supervisor: the containers go on, and an open session"):
+        await demo.kill_supervisor_under_a_session()
     if keep:
         demo.next_lines()
         return
