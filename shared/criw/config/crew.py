@@ -1,6 +1,10 @@
 """The configuration of the whole crew, for those who look after all of it."""
 
-from criw.config.common import Common
+from typing import Self
+
+from pydantic import model_validator
+
+from criw.config.common import AGENTS, AgentName, Common
 from criw.config.cri import CriFacts, CriSection
 from criw.config.image import ImageFacts, ImageSection
 from criw.config.network import NetworkFacts, NetworkSection
@@ -18,6 +22,15 @@ class CrewFacts(Common):
     network: NetworkFacts = NetworkFacts()
     streams: StreamsFacts = StreamsFacts()
     supervisor: SupervisorFacts = SupervisorFacts()
+
+    @model_validator(mode="after")
+    def _own_users(self) -> Self:
+        """Processes of one user may trace each other: the privileges of each would be those of both."""
+        users: dict[int, AgentName] = {}
+        for agent in AGENTS:
+            if (user := self.facts(agent).user) and (other := users.setdefault(user, agent)) != agent:
+                raise ValueError(f"{other}.user and {agent}.user are both {user}: give each a user of its own")
+        return self
 
 
 class Config(CrewFacts):

@@ -21,3 +21,10 @@ def test_paths_and_addresses_of_the_agents() -> None:
     assert (got.socket("cri"), got.socket("image", 2)) == (Path("/u/criw.sock"), Path("/u/image/2.sock"))
     assert got.storage.address(2) == ("::1", 92)
     assert got.image.address(2) == ("h", 0)  # any free port, for every instance
+
+
+def test_no_two_agents_have_one_user_unless_it_is_root() -> None:
+    with pytest.raises(ValidationError, match=r"storage\.user and image\.user are both 7: give each a user"):
+        Config(image=ImageSection(user=7), storage=StorageSection(user=7))
+    root = Config(image=ImageSection(user=0), storage=StorageSection(user=0))
+    assert root.image.user == root.storage.user == root.supervisor.user == 0
