@@ -26,6 +26,7 @@ REFUSED = b"r"  # payload: why
 NO_SPACE = b"s"  # no payload
 _IGNORED_SHOWN = 20
 _SAID_AT_ONCE = 1024  # payloads
+_LOOKS = 16  # while as much is written as is to be kept, at least
 _LOOK_EVERY = 16 * 1024 * 1024  # bytes written, an inode taken for a block of 4 KiB
 _INODE = 4096
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -69,16 +70,17 @@ class Room:
         self._directory = directory
         self._keep_bytes = keep_bytes
         self._keep_inodes = keep_inodes
+        self._every = min(_LOOK_EVERY, keep_bytes // _LOOKS)  # several who write must not use up what is to be kept
         self._unseen = 0
 
     def take(self, size: int) -> None:
         """Count a write of so many bytes, or an inode. Raises OSError (ENOSPC) when less is free than is to be kept."""
         self._unseen -= size or _INODE
         if self._unseen < 0:
-            self._unseen = _LOOK_EVERY
+            self._unseen = self._every
             found = os.fstatvfs(self._directory)
             # A file system without a fixed number of inodes (btrfs) says 0.
-            if found.f_bavail * found.f_frsize < self._keep_bytes or (
+            if found.f_bavail * found.f_frsize - size < self._keep_bytes or (
                 found.f_files and found.f_favail < self._keep_inodes
             ):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

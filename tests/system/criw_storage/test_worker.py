@@ -101,6 +101,32 @@ async def test_a_full_disk_is_told_and_left_as_it_was(crowded: Storage, sparse_g
     await crowded.remove_image(IMAGE)
 
 
+async def test_a_part_of_the_disk_stays_free_whoever_unpacks_at_the_same_time(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    kernel.mount("tmpfs", disk, fstype="tmpfs", data="size=80m")
+    lock = os.open(tmp_path, os.O_RDONLY)
+
+    async def unpack_to(name: str) -> None:
+        wanted = layer(*(file(str(number), bytes(1_000_000)) for number in range(60)))
+        target, source = disk / name, os.memfd_create("blob")
+        target.mkdir()
+        try:
+            os.pwrite(source, wanted.blob, 0)
+            await unpack(source, target, wanted.diff_id.partition(":")[2], lock=lock)
+        finally:
+            os.close(source)
+
+    try:
+        outcomes = await asyncio.gather(unpack_to("one"), unpack_to("other"), return_exceptions=True)
+        assert any(isinstance(outcome, ResourceExhausted) for outcome in outcomes)
+        found = os.statvfs(disk)
+        assert found.f_bavail >= found.f_blocks // 20 * 7 // 8  # each looks when a sixteenth of it is written
+    finally:
+        os.close(lock)
+        kernel.umount2(disk)
+
+
 async def test_a_full_disk_can_be_emptied(crowded: Storage) -> None:
     image_id = await crowded.add(layer(file("f", os.urandom(100_000))))
     rootfs = await crowded.create(image_id)
@@ -120,7 +146,7 @@ async def unpacked_or_refused(directory: Path, blob: bytes) -> None:
     source = os.memfd_create("blob")
     lock = os.open(directory, os.O_RDONLY)
     try:
-        os.write(source, blob)
+        os.pwrite(source, blob, 0)  # read from where it stands
         with contextlib.suppress(InvalidArgument, DataLoss, ResourceExhausted):
             await unpack(source, target, "0" * 64, lock=lock)
     finally:
