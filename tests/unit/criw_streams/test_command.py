@@ -35,6 +35,8 @@ from support.streaming import (
 PROGRAM = """\
 import fcntl, os, socket, sys, termios
 process, pid_file, *console = sys.argv[1:]
+with open(process) as file:  # it is gone when this program has ended
+    script = file.read()
 if console:
     ours, theirs = os.openpty()
     with socket.socket(socket.AF_UNIX) as connection:
@@ -47,7 +49,7 @@ if pid == 0:
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         for fd in range(3):
             os.dup2(theirs, fd)
-    os.execvp("sh", ["sh", process])
+    os.execvp("sh", ["sh", "-c", script])
 with open(pid_file, "w") as file:
     print(pid, file=file)
 """
@@ -142,7 +144,7 @@ async def test_a_child_in_the_background_keeps_no_session(opened: Opener, server
 
 
 async def test_a_terminal_is_one_and_has_its_size(opened: Opener, server: Server, described: Described) -> None:
-    script = "tty; until stty size | grep -q '^33 99'; do sleep 0.02; done; echo first; read line; stty size; exit 3"
+    script = "tty; until stty size | grep -q '^33 99'; do sleep 0.02; done; echo first; read line; until stty size | grep '^50 132'; do sleep 0.02; done; exit 3"
     where = server.url(described(script, stdin=True, tty=True))
     async with opened(where, (STDIN, STDOUT), tty=True) as remote:
         await remote.resize(99, 33)
