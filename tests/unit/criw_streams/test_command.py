@@ -144,7 +144,8 @@ async def test_a_child_in_the_background_keeps_no_session(opened: Opener, server
 
 
 async def test_a_terminal_is_one_and_has_its_size(opened: Opener, server: Server, described: Described) -> None:
-    script = "tty; until stty size | grep -q '^33 99'; do sleep 0.02; done; echo first; read line; until stty size | grep '^50 132'; do sleep 0.02; done; exit 3"
+    has = "until stty size | grep '^{}'; do sleep 0.02; done"
+    script = f"tty; {has.format('33 99')}; echo first; read line; {has.format('50 132')}; exit 3"
     where = server.url(described(script, stdin=True, tty=True))
     async with opened(where, (STDIN, STDOUT), tty=True) as remote:
         await remote.resize(99, 33)
