@@ -6,6 +6,7 @@ read, and a client that falls too far behind is ended.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from criw.errors import FailedPrecondition, Fault
+from criw.kernel import suppress_errno
 from criw_proto.criw.streams.v1 import Attachment
 from criw_streams.client import Channel, Client, Gone
 from criw_streams.status import Status
@@ -129,11 +131,12 @@ async def _resize(client: Client, control: Path) -> None:
 
 
 def _order(control: Path, message: bytes) -> None:
-    fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.write(fd, message)
-    finally:
-        os.close(fd)
+    with suppress_errno(errno.ENXIO, errno.ENOENT, errno.EPIPE):  # the container has ended
+        fd = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, message)
+        finally:
+            os.close(fd)
 
 
 def _connect(path: Path) -> socket.socket:

@@ -134,6 +134,6 @@ async def _up(writer: asyncio.StreamWriter, link: Link) -> None:
             await writer.drain()
         if not link.gone:
             writer.write_eof()
-    except OSError:  # the application has closed it: what else the client sends is dropped
+    except (OSError, RuntimeError):  # the application has closed it (uvloop says RuntimeError): the rest is dropped
         while await link.read():
             pass

@@ -190,6 +190,7 @@ async def listening(section: StreamsSection, sessions: Sessions) -> AsyncIterato
             yield f"{'https' if tls else 'http'}://{shown}:{bound}"
         finally:
             server.close()
+            await sessions.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

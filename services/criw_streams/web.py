@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
-from aiohttp import WSCloseCode, web
+from aiohttp import web
 
 from criw.errors import Fault, NotFound, ResourceExhausted
 from criw_proto.criw.streams.v1 import Ends, Forwarding
@@ -56,32 +56,31 @@ async def _handle(request: web.Request, sessions: Sessions) -> web.StreamRespons
             status=403, text=f"unable to upgrade: none of {offered} is known; known are {sorted(known)}"
         )
     upgraded = web.WebSocketResponse(
-        protocols=[chosen] if chosen else [], autoping=False, compress=False, max_msg_size=websocket.MESSAGE_LIMIT
+        protocols=[chosen] if chosen else [],
+        autoping=False,
+        compress=False,
+        max_msg_size=websocket.MESSAGE_LIMIT,
+        # Until the client answers our end it may still be reading what came before, as slowly as it likes.
+        timeout=sessions.idle_timeout_s,
     )
     if not upgraded.can_prepare(request):
         return web.Response(status=400, text="unable to upgrade: it is no request for a WebSocket of version 13")
     sessions.tokens.take(request.path)  # before anything is awaited: no other gets it meanwhile
     await upgraded.prepare(request)
-    ending: list[asyncio.Task[None]] = []
-
-    def end() -> None:
-        ending.append(asyncio.create_task(_part(upgraded, request, WSCloseCode.GOING_AWAY), name="idle"))
-
     try:
-        await _serve(sessions, session, upgraded, chosen, end)
+        await _serve(sessions, session, upgraded, chosen)
     except Gone:
         log.debug("a client has gone before its session began", extra={"path": request.path.rpartition("/")[0]})
     finally:
-        await _part(upgraded, request, WSCloseCode.OK)
-        await asyncio.gather(*ending)
+        await _part(upgraded, request)
     return upgraded
 
 
-async def _part(upgraded: web.WebSocketResponse, request: web.Request, code: int) -> None:
+async def _part(upgraded: web.WebSocketResponse, request: web.Request) -> None:
     """Close the WebSocket if it is open; whoever does not take that in time is not waited for."""
     try:
         async with asyncio.timeout(_PART_LIMIT_S):
-            await upgraded.close(code=code)
+            await upgraded.close()
     except TimeoutError:
         log.debug("a client does not read the end of its session")
     else:
@@ -91,20 +90,18 @@ async def _part(upgraded: web.WebSocketResponse, request: web.Request, code: int
         request.transport.abort()
 
 
-async def _serve(
-    sessions: Sessions, session: Session, upgraded: web.WebSocketResponse, chosen: str, end: Callable[[], None]
-) -> None:
-    """`end` is called when the session was idle for too long. Raises Gone."""
+async def _serve(sessions: Sessions, session: Session, upgraded: web.WebSocketResponse, chosen: str) -> None:
+    """Raises Gone."""
     if isinstance(session, Forwarding):
         if chosen == TUNNEL:
             async with (
                 tunnel.opened(upgraded) as connection,
-                sessions.session(session, lambda: connection.last_activity, connection.close),
+                sessions.session(session, lambda: connection.last_activity),
             ):
                 await forward_spdy.run(connection, session)
             return
         messages = websocket.Messages(upgraded, in_base64=forward_websocket.SUBPROTOCOLS[chosen])
-        async with sessions.session(session, lambda: messages.last_activity, end):
+        async with sessions.session(session, lambda: messages.last_activity):
             await forward_websocket.run(messages, session)
         return
     protocol = websocket.SUBPROTOCOLS[chosen]
@@ -112,7 +109,7 @@ async def _serve(
     client = websocket.WebSocketClient(messages, session.ends or Ends(), protocol)
     receiving = asyncio.create_task(client.receive(), name="client")
     try:
-        async with sessions.session(session, lambda: messages.last_activity, end):
+        async with sessions.session(session, lambda: messages.last_activity):
             await client.greet()
             await serve(session, client)
     finally:

@@ -107,7 +107,8 @@ async def _end_started(
     process_file, pid_file = files
     await processes.kill_starter(os.fspath(process_file))
     await starting
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):  # not started, or over already
+    # Not started, or over already, and perhaps reaped.
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError, ChildProcessError):
         await OciExec(int(pid_file.read_text()), files, members).kill()
 
 

@@ -59,7 +59,7 @@ def command(conmon: str, runtime: Sequence[str], launch: Launch, bundle: Bundle)
         words.append("--terminal")
     if launch.stdin:
         words.append("--stdin")
-        if not launch.stdin_once:
+        if not launch.stdin_once or launch.terminal:  # whoever leaves a terminal may come back to it
             words.append("--leave-stdin-open")
     return words
 

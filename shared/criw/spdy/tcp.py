@@ -23,6 +23,7 @@ class TcpConnection(asyncio.Protocol):
     _transport: asyncio.Transport
     _timer: asyncio.TimerHandle | None = None
     _closing = False
+    _closed_at = 0.0  # by the loop's clock
 
     def __init__(self, *, server: bool) -> None:
         self.connection = Connection(self, server=server)
@@ -33,6 +34,10 @@ class TcpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.connection.feed(data)
+        if self._closing and not self._transport.get_write_buffer_size():
+            # It may not have read all yet: were it closed now, the next ping would be answered by a reset, which loses
+            # the rest.
+            self._give_up_in(min(LINGER_LIMIT_S, self._closed_at + FLUSH_LIMIT_S - asyncio.get_running_loop().time()))
 
     def eof_received(self) -> None:
         self.connection.feed_eof()
@@ -65,6 +70,7 @@ class TcpConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._closing = True
+        self._closed_at = asyncio.get_running_loop().time()
         self.resume_reading()  # what comes is dropped
         self._transport.set_write_buffer_limits(high=0)
         unwritten = self._transport.get_write_buffer_size()

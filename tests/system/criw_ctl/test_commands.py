@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from criw.config.common import AGENTS
 from support import host, images
 from support.crew import Crew, python_environment
 from support.own import free_port
@@ -246,9 +247,9 @@ async def test_a_log_is_followed_over_the_death_of_the_supervisor(here: Host) ->
 
 
 async def test_the_status_of_the_crew(here: Host) -> None:
-    assert (await here.ok("status")).count("serving") == 5
+    assert (await here.ok("status")).count("serving") == len(AGENTS)
     told = json.loads(await here.ok("status", "-o", "json"))
-    assert [agent["health"] for agent in told["agents"]] == ["serving"] * 5
+    assert [agent["health"] for agent in told["agents"]] == ["serving"] * len(AGENTS)
     assert all(agent["version"] for agent in told["agents"])
     assert told["version"]["runtimeApiVersion"] == "v1"
     conditions = {each["type"]: each["status"] for each in told["status"]["status"]["conditions"]}

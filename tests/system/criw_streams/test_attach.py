@@ -104,6 +104,16 @@ async def test_a_terminal_is_attached_to_and_resized(opened: Opener, client: Cli
         assert b"40 120\r\n" in await read_all(remote, STDOUT)
 
 
+async def test_whoever_left_a_terminal_can_come_back_to_it(opened: Opener, client: Client, busybox: str) -> None:
+    _, container = await running(client, busybox, *READS, stdin=True, once=True, tty=True)
+    for word in (b"one", b"two"):
+        where = await attach_url(client, container, stdin=True, tty=True)
+        async with opened(where, (STDIN, STDOUT), tty=True) as remote:
+            await remote.send(word + b"\n")
+            await read_until(remote, STDOUT, b"err " + word)
+            await remote.drop()
+
+
 async def test_bytes_are_exact_both_ways(opened: Opener, client: Client, busybox: str) -> None:
     _, container = await running(client, busybox, "cat", stdin=True, once=True)
     sent, got = hashlib.sha256(), hashlib.sha256()

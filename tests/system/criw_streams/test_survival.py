@@ -68,6 +68,16 @@ async def test_a_killed_streams_process_ends_sessions_and_leaves_containers(own:
     assert (await own.client.status(container)).state == cri.ContainerState.CONTAINER_RUNNING
 
 
+async def test_a_streams_process_that_stops_tells_its_clients(own: Supervised, opened: Opener) -> None:
+    _, container = await echoes(own.client, own.image)
+    url = await exec_url(own.client, container, "cat", stdin=True)
+    async with opened(url, (STDIN, STDOUT, STDERR)) as command:
+        await command.send(b"x")
+        await read_until(command, STDOUT, b"x")
+        await own.crew.stop("streams")
+        assert "the session was ended" in (await status(command))["message"]
+
+
 async def test_removing_the_container_ends_its_sessions(own: Supervised, opened: Opener) -> None:
     pod, container = await echoes(own.client, own.image)
     url = await exec_url(own.client, container, "sleep", "7777")
