@@ -7,12 +7,14 @@ import fcntl
 import os
 import struct
 import termios
+import time
 from typing import Final
 
 PIECE: Final = 256 * 1024  # bytes read at once
 _PIPE_ROOM: Final = 1024 * 1024  # fs.pipe-max-size is no smaller by default
 _TERMINAL_ROOM: Final = 128 * 1024  # more than a terminal ever holds
 _TERMINAL_SILENCE_S: Final = 0.1
+_GATHERING_S: Final = 0.001
 
 
 def pipe() -> tuple[int, int]:
@@ -31,10 +33,19 @@ class Reader:
         self._terminal = terminal
         self._left: int | None = None  # bytes that are still to be read, once that is known
         self._waiting: asyncio.Future[None] | None = None
+        self._last_read = 0.0
         os.set_blocking(fd, False)
 
     async def read(self) -> bytes:
         """The next piece; b"" at the end."""
+        if time.monotonic() - self._last_read < _GATHERING_S:
+            # Whoever writes much writes it in small pieces: read one by one they would cost more than they carry.
+            await asyncio.sleep(_GATHERING_S)
+        data = await self._read()
+        self._last_read = time.monotonic()
+        return data
+
+    async def _read(self) -> bytes:
         while self._fd >= 0 and self._left != 0:
             try:
                 data = os.read(self._fd, PIECE if self._left is None else min(PIECE, self._left))
